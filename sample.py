@@ -40,7 +40,7 @@ class Config:
     val_records: int = 256      # validation records for the choice of decoding and checkpoint
     best_of: int = 16           # largest N of the best-of-N curves (0: none)
     curve_records: int = 200    # records for the curves
-    seeds: int = 3              # sampling seeds for rows that sample
+    seeds: int = 3              # samples of each answer for rows that sample
     reward: str = ""            # the reward that picks the best of N; empty: the world's own
     number: int = 4             # transitions to show
     temperature: float = 0.0    # of the transitions shown; 0: greedy
@@ -106,13 +106,11 @@ def best_decoding(model, world, indices, config):
 
 
 def model_scores(model, world, split, indices, decoding, config):
-    """Scores of one model row: {metric: [N, seeds]} (one column where decoding is greedy)."""
+    """Scores of one model row: {metric: [N, seeds]}, `seeds` independent samples of each answer (one where decoding is greedy)."""
     temperature, top_k, top_p = (1.0, 0, 1.0) if decoding == "T=1" else DECODINGS[decoding]
-    runs = []
-    for seed in range(config.seeds if temperature else 1):
-        generator = torch.Generator(world.device).manual_seed(config.seed + 1000 * seed)
-        runs.append(evaluate(model, world, split, indices, list(world.metrics), 1, temperature, top_k, top_p, generator=generator)[0])
-    return {name: torch.cat([run[name] for run in runs], dim=1) for name in runs[0]}
+    generator = torch.Generator(world.device).manual_seed(config.seed)
+    return evaluate(model, world, split, indices, list(world.metrics), config.seeds if temperature else 1, temperature, top_k, top_p,
+                    generator=generator)[0]  # the samples of a prompt share one pass over it
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ def judge(world, config, device):
     header = ["", *(heading for heading, *_ in parts), "seconds"]
     table = [[label, *(cell(how(scores[metric]), scale[metric]) for _, metric, how in parts), f"{seconds:.0f}"] for label, scores, seconds in rows]
     report = [f"{name}, {config.split} split, {len(indices)} transitions"
-              f" (percent{', ' + ', '.join(world.unscaled) + ' as they are' if world.unscaled else ''}; ± over {config.seeds} sampling seeds;"
+              f" (percent{', ' + ', '.join(world.unscaled) + ' as they are' if world.unscaled else ''}; ± over {config.seeds} samples of each answer;"
               f" seconds: all training behind the row's checkpoint)", "", markdown(header, table)]
     if curves:
         report += ["", f"best of N samples at T = 1, {config.curve_records} transitions: {world.headline} of the sample with the best reward"
