@@ -1,19 +1,31 @@
-# make demo | make demo WORLD=webnav | make test: everything else is set up on the way (python3 with venv is all it needs)
+# make demo | make demo WORLD=webnav | make demo WORLD=robot | make matrix | make test: everything else is set up on the way (python3 with venv is all it needs)
 WORLD ?= textgame
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test clean
+# robot and robot-multi are two worlds of one data set, and frames need a tokenizer
+VIDEO = $(filter robot robot-multi,$(WORLD))
+SOURCE = $(if $(VIDEO),robot,$(WORLD))
+METRICS = mae mse psnr ssim
+comma = ,
+
+.PHONY: demo matrix test clean
 
 # prepare -> maximum likelihood -> reinforcement learning -> its rival, likelihood for the same wall-clock at two rates -> the table
 demo: .venv/installed
-	$(RUN) data/$(WORLD)/prepare.py
+	$(RUN) data/$(SOURCE)/prepare.py
+	$(if $(VIDEO),$(RUN) tokenizer_vq.py --preset=$(WORLD))
 	$(RUN) train_mle.py --preset=$(WORLD)
 	$(RUN) train_rlvr.py --preset=$(WORLD)
 	$(RUN) train_mle.py --preset=$(WORLD) --init_from=out/$(WORLD)-mle/best.pt --match=out/$(WORLD)-rlvr/last.pt --name=$(WORLD)-mle-more-1 --lr=0.01
 	$(RUN) train_mle.py --preset=$(WORLD) --init_from=out/$(WORLD)-mle/best.pt --match=out/$(WORLD)-rlvr/last.pt --name=$(WORLD)-mle-more-2 --lr=0.002
 	$(RUN) sample.py --world=$(WORLD)
 	$(RUN) sample.py --world=$(WORLD) --eval
+
+# the world model of `make demo WORLD=robot`, post-trained on each metric and judged on all of them; each reward should be best on its own
+matrix: .venv/installed
+	for metric in $(METRICS); do $(RUN) train_rlvr.py --preset=robot --reward=$$metric --choose=$$metric --name=robot-rlvr-$$metric || exit 1; done
+	$(RUN) sample.py --world=robot --eval --best_of=0 --out=out/robot-matrix --each --rlvr=$(subst $(eval ) ,$(comma),$(foreach m,$(METRICS),out/robot-rlvr-$(m)/best.pt))
 
 test: .venv/installed-dev
 	$(RUN) -m pytest -q

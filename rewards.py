@@ -1,5 +1,5 @@
 """
-Every verifiable reward and metric: pure functions, no input or output, inputs are never changed.
+Every verifiable reward and metric: pure functions, inputs are never changed; only load_lpips reads files.
 
 An RLVR reward is not a learned judge: the response is decoded into a predicted state and compared with the true one. Two families live here.
 official_*  what the published code of RLVR-World computes, quirks included, so that our numbers can stand beside the paper's.
@@ -10,6 +10,10 @@ A broken truth, on the other hand, is our own mistake and raises.
 """
 import json
 from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text game: states and values
@@ -337,6 +341,141 @@ def exact_match(answer, truth):
 def line_f1(answer, truth):
     """F1 in [0, 1] of the stripped non-empty lines as multisets, in any order; 1 if both have none."""
     return multiset_f1(*(Counter(line for line in map(str.strip, text.split("\n")) if line) for text in (answer, truth)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Video: metrics of frames, two tensors [N, 3, H, W] in [0, 1] -> [N] fp32. With a mask [N, 1, H, W] only the pixels under it count, and a frame
+# with none has no error (and a PSNR of 100 dB).
+
+
+def mean_over_pixels(errors, mask):
+    """errors [N, 3, H, W] -> [N], over all pixels or those under the mask."""
+    if mask is None:
+        return errors.mean((1, 2, 3))
+    return (errors * mask).sum((1, 2, 3)) / (errors.size(1) * mask.sum((1, 2, 3))).clamp(min=1)
+
+
+def mae(a, b, mask=None):
+    """Mean absolute error, 0..1."""
+    return mean_over_pixels((a.float() - b.float()).abs(), mask)
+
+
+def mse(a, b, mask=None):
+    """Mean squared error, 0..1."""
+    return mean_over_pixels((a.float() - b.float()).square(), mask)
+
+
+def psnr(a, b, mask=None):
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / max(MSE, 1e-10)): at most 100."""
+    return -10 * mse(a, b, mask).clamp(min=1e-10).log10()
+
+
+def ssim(a, b):
+    """
+    Structural similarity (Wang et al. 2004), at most 1: Gaussian window of 11x11, sigma 1.5, mean over the places where it fits and over colours.
+
+    Frames must have at least 11 pixels on each side; ValueError otherwise.
+    """
+    a, b = a.float(), b.float()
+    N, C, H, W = a.shape
+    if min(H, W) < 11:
+        raise ValueError(f"SSIM looks through a window of 11x11 pixels, and the frames have {H}x{W}")
+    window = torch.exp(-torch.arange(-5.0, 6.0, device=a.device).square() / (2 * 1.5 ** 2))
+    window = window / window.sum()
+    maps = torch.stack([a, b, a * a, b * b, a * b]).reshape(-1, 1, H, W)
+    maps = F.conv2d(F.conv2d(maps, window.view(1, 1, 1, 11)), window.view(1, 1, 11, 1))  # a Gaussian is blurred along one axis after the other
+    mean_a, mean_b, square_a, square_b, product = maps.reshape(5, N, C, H - 10, W - 10)
+    variance_a, variance_b, covariance = square_a - mean_a ** 2, square_b - mean_b ** 2, product - mean_a * mean_b
+    c1, c2 = 0.01 ** 2, 0.03 ** 2
+    score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a ** 2 + mean_b ** 2 + c1) * (variance_a + variance_b + c2))
+    return score.mean((1, 2, 3))
+
+
+VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)  # Simonyan and Zisserman 2014
+TAPS = (1, 3, 6, 9, 12)  # the convolutions whose outputs LPIPS compares: relu1_2, 2_2, 3_3, 4_3, 5_3
+
+
+class LPIPS(torch.nn.Module):
+    """VGG16's convolutions and the five weightings of LPIPS, "The Unreasonable Effectiveness of Deep Features", arXiv 1801.03924, version 0.1."""
+
+    def __init__(self):
+        super().__init__()
+        widths = [width for width in VGG16 if width != "pool"]
+        self.convolutions = torch.nn.ModuleList(torch.nn.Conv2d(i, o, 3, padding=1) for i, o in zip([3, *widths], widths))
+        self.heads = torch.nn.ParameterList(torch.zeros(widths[tap]) for tap in TAPS)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
+        self.register_buffer("spread", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
+
+    def features(self, x):
+        """Frames [N, 3, H, W] in [0, 1] -> the five feature maps, each of unit length at every place."""
+        x, maps, n = (x.float() * 2 - 1 - self.shift) / self.spread, [], 0
+        for layer in VGG16:
+            if layer == "pool":
+                x = F.max_pool2d(x, 2)
+                continue
+            x = F.relu(self.convolutions[n](x))
+            if n in TAPS:
+                maps.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+            n += 1
+        return maps
+
+
+def lpips(a, b, net):
+    """Perceptual distance, 0 for equal frames; net from load_lpips. Frames of 16 pixels a side or more."""
+    pairs = zip(net.features(a), net.features(b), net.heads)
+    return sum(((x - y).square() * head.view(-1, 1, 1)).sum(1).mean((1, 2)) for x, y, head in pairs)
+
+
+def load_lpips(path):
+    """
+    An LPIPS network from the two public files in the folder `path`: vgg16-397923af.pth and vgg.pth (version 0.1 of the heads).
+
+    Raises ValueError with one sentence, naming file and source, for one that is missing, torn or of other content.
+    """
+    sources = {"vgg16-397923af.pth": "https://download.pytorch.org/models/vgg16-397923af.pth",
+               "vgg.pth": "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/vgg.pth)"}
+    weights = {}
+    for name, source in sources.items():
+        file = Path(path or ".") / name
+        if not path or not file.is_file():
+            raise ValueError(f"LPIPS needs the file {name} in the folder given by --lpips_weights; it is published at {source}")
+        try:
+            weights[name] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{file} is damaged or no weights file ({type(error).__name__}); fetch it again from {source}") from None
+    net = LPIPS()
+    number, convolution, state = 0, 0, {}
+    try:
+        for layer in VGG16:
+            if layer != "pool":
+                for part in ("weight", "bias"):
+                    state[f"convolutions.{convolution}.{part}"] = weights["vgg16-397923af.pth"][f"features.{number}.{part}"]
+                convolution += 1
+            number += 1 if layer == "pool" else 2  # torchvision numbers the ReLU behind each convolution too
+        state.update({f"heads.{n}": weights["vgg.pth"][f"lin{n}.model.1.weight"].flatten() for n in range(len(TAPS))})
+        net.load_state_dict(state, strict=False)
+    except (KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"the files in {path} are not VGG16's and LPIPS's ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                         f"fetch them again from {' and '.join(sources.values())}") from None
+    return net.eval().requires_grad_(False)
+
+
+def repetition(tokens, last):
+    """tokens [N, F, n] of F predicted frames, last [N, n] of the frame before them -> [N]: share of frames that equal the one before, token by token."""
+    return (tokens == torch.cat([last[:, None], tokens[:, :-1]], dim=1)).all(-1).float().mean(1)
+
+
+def last_frame_repeats(tokens, last):
+    """As repetition, but of the last predicted frame only, 0 or 1: the repetition rate of the paper."""
+    return (tokens[:, -1] == torch.cat([last[:, None], tokens], dim=1)[:, -2]).all(-1).float()
+
+
+def aggregate_frames(values, how="mean"):
+    """values [N, F], one a predicted frame -> [N]. mean; last: of the last frame; discount: mean with weights 0.9^t."""
+    if how == "last":
+        return values[:, -1]
+    weight = torch.full_like(values[0], 0.9 if how == "discount" else 1.0).cumprod(0)
+    return (values * weight).sum(1) / weight.sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,20 +10,19 @@ The table's rows: copy (nothing changes), lookup (no learning: the training reco
 (for the same wall-clock as RLVR; the better of its runs on validation) and RLVR, each at T = 1 and at the decoding that does best on
 validation. The test set is used here and nowhere else.
 """
-import difflib
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from common import BadInput, load_checkpoint, parse_config, run_main, start_processes
-from data import evaluate, load_world
+from data import evaluate, load_world, reward_terms, weighted_sum
 from model import Model, ModelConfig
-from rewards import parse_reward
 
 
 @dataclass
@@ -33,7 +32,8 @@ class Config:
     kinds: bool = False         # with --eval: also one line per kind of game or page
     mle: str = ""               # checkpoint of stage 1; empty: out/<world>-mle/best.pt
     more: str = ""              # checkpoints of MLE continued, separated by commas; empty: out/<world>-mle-more-*/best.pt
-    rlvr: str = ""              # checkpoint of stage 2; empty: out/<world>-rlvr/best.pt
+    rlvr: str = ""              # checkpoint of stage 2; empty: out/<world>-rlvr/best.pt; several, separated by commas: the best on validation
+    each: bool = False          # a row for each of the checkpoints in --rlvr, named by its folder, instead of the best of them
     out: str = ""               # where --eval writes its results.json and results.md; empty: out/<world>-results
     split: str = "test"         # the split to show or judge
     records: int = 0            # judge only so many records of the split (0: all)
@@ -41,8 +41,10 @@ class Config:
     best_of: int = 16           # largest N of the best-of-N curves (0: none)
     curve_records: int = 200    # records for the curves
     seeds: int = 3              # samples of each answer for rows that sample
+    choose: str = ""            # weighted sum of metrics that picks checkpoint and decoding on validation; empty: the world's own
     reward: str = ""            # the reward that picks the best of N; empty: the world's own
-    number: int = 4             # transitions to show
+    number: int = 4             # transitions (video: episodes) to show
+    lpips_weights: str = ""     # folder of the public VGG16 and LPIPS weights, for the metric lpips of video worlds
     temperature: float = 0.0    # of the transitions shown; 0: greedy
     color: bool = True          # colour the transitions shown
     device: str = "auto"        # cpu, cuda, mps or auto
@@ -52,7 +54,7 @@ class Config:
 PRESETS = {"smoke": dict(records=12, val_records=8, best_of=4, curve_records=4, seeds=2)}
 
 # decodings that compete on validation, by name: temperature, top_k, top_p
-DECODINGS = {"greedy": (0.0, 0, 1.0), "T=0.5": (0.5, 0, 1.0), "top-p 0.9": (1.0, 0, 0.9)}
+DECODINGS = {"greedy": (0.0, 0, 1.0), "T=0.5": (0.5, 0, 1.0), "top-k 100": (1.0, 100, 1.0), "top-p 0.9": (1.0, 0, 0.9)}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rows of the table
@@ -68,39 +70,13 @@ def load_model(path, world, device):
     return model.eval(), checkpoint["seconds_before"] + checkpoint["seconds"]
 
 
-def fixed_scores(world, split, indices, names, answer):
-    """Scores of a rule that answers without a model: answer(index) -> text. {name: [N, 1]}."""
-    rows = [world.score_texts(split, i, [answer(i)], names)[0] for i in indices]
-    return {name: torch.tensor([[row[name]] for row in rows]) for name in names}
-
-
-def nearest_action(world, split):
-    """answer(index) of the lookup row: what happened in the same state of the training data after the most similar action."""
-    by_state = defaultdict(list)
-    for record in world.records["train"]:
-        if "context" in record:
-            by_state[record["context"]].append((Counter(record["prompt"].split()), record))
-
-    def answer(index):
-        record = world.records[split][index]
-        words = Counter(record["prompt"].split())
-        near = by_state.get(record.get("context"), [])
-        if not near:
-            return world.nothing_changes
-        shared = [2 * sum((words & other).values()) / max(1, sum(words.values()) + sum(other.values())) for other, _ in near]
-        finalists = sorted(range(len(near)), key=lambda i: -shared[i])[:8]  # the letters decide between actions with as many words in common
-        letters = {i: difflib.SequenceMatcher(None, record["prompt"], near[i][1]["prompt"]).ratio() for i in finalists}
-        return near[max(finalists, key=lambda i: (shared[i], letters[i]))][1]["response"]
-    return answer
-
-
 def best_decoding(model, world, indices, config):
-    """The decoding with the best headline metric on validation, and that value."""
-    values = {}
+    """The decoding with the best headline (or --choose) on validation, and that value."""
+    terms, values = reward_terms(world, config.choose or world.headline), {}
     for name, (temperature, top_k, top_p) in DECODINGS.items():
         generator = torch.Generator(world.device).manual_seed(config.seed)
-        scores, _ = evaluate(model, world, "val", indices, [world.headline], 1, temperature, top_k, top_p, generator=generator)
-        values[name] = world.signs[world.headline] * scores[world.headline].mean().item()
+        scores, _ = evaluate(model, world, "val", indices, [metric for _, metric in terms], 1, temperature, top_k, top_p, generator=generator)
+        values[name] = weighted_sum(world, terms, scores).mean().item()
     best = max(values, key=values.get)
     return best, values[best]
 
@@ -117,36 +93,11 @@ def model_scores(model, world, split, indices, decoding, config):
 # The table
 
 
-def columns(world, split, indices):
-    """[(heading, metric, how)]: how maps scores [N, seeds] to one number per seed [seeds]."""
-    records = [world.records[split][i] for i in indices]
-    changed = torch.tensor([bool(r.get("changed", True)) for r in records])
-    kinds = defaultdict(list)
-    for n, record in enumerate(records):
-        kinds[record.get("kind", "")].append(n)
-
-    def over_kinds(values):
-        return torch.stack([values[rows].mean(0) for rows in kinds.values()]).mean(0)
-
-    def every(values):
-        return values.mean(0)
-
-    def where(mask):
-        return lambda values: values[mask].mean(0)
-    parts = []
-    for name in world.metrics:
-        if name in world.split_metrics and 0 < changed.sum() < len(changed):
-            parts += [(f"{name} unchanged", name, where(~changed)), (f"{name} changed", name, where(changed))]
-        parts.append((name + (" overall" if name in world.split_metrics else ""), name, every))
-        if name in world.split_metrics and len(kinds) > 1:
-            parts.append((f"{name} mean of kinds", name, over_kinds))
-    return parts
-
-
 def cell(values, scale):
     """[seeds] -> 'mean ± std' in percent, or 'mean' where there is one seed."""
     values = values * scale
-    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+    digits = 2 if values.mean().abs() >= 10 else 3
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 def markdown(header, rows):
@@ -163,7 +114,7 @@ def best_of_n(model, world, split, indices, terms, config):
     """
     generator = torch.Generator(world.device).manual_seed(config.seed)
     scores, _ = evaluate(model, world, split, indices, list(world.metrics), config.best_of, 1.0, generator=generator)  # {name: [N, best_of]}
-    reward = sum(weight * world.signs[name] * scores[name] for weight, name in terms)
+    reward = weighted_sum(world, terms, scores)
     curve, n = {}, 1
     while n <= config.best_of:
         block = reward[:, :config.best_of // n * n].reshape(-1, n)  # [records * blocks, n]
@@ -182,12 +133,14 @@ def judge(world, config, device):
     if config.records:
         indices = sorted(np.random.default_rng(0).permutation(indices)[:config.records].tolist())
     val = np.random.default_rng(1).permutation(len(world.records["val"]))[:config.val_records].tolist()
-    terms = parse_reward(config.reward or world.reward, world.metrics)
+    terms = reward_terms(world, config.reward or world.reward)
+    told = reward_terms(world, config.choose or world.headline)[0][1]  # the metric that curves and kinds are shown in
     more = config.more.split(",") if config.more else sorted(map(str, Path("out").glob(f"{name}-mle-more-*/best.pt")))
-    paths = {"MLE": [config.mle or f"out/{name}-mle/best.pt"], "MLE continued": more, "RLVR": [config.rlvr or f"out/{name}-rlvr/best.pt"]}
+    paths = {"MLE": [config.mle or f"out/{name}-mle/best.pt"], "MLE continued": more, "RLVR": (config.rlvr or f"out/{name}-rlvr/best.pt").split(",")}
+    if config.each:
+        paths.update({Path(path).parent.name: [path] for path in paths.pop("RLVR")})
 
-    rows = [("copy (nothing changes)", fixed_scores(world, config.split, indices, world.metrics, lambda i: world.nothing_changes), 0.0),
-            ("lookup (no learning)", fixed_scores(world, config.split, indices, world.metrics, nearest_action(world, config.split)), 0.0)]
+    rows = [(label, scores, 0.0) for label, scores in world.references(config.split, indices)]
     curves = {}
     for row, candidates in paths.items():
         if row != "MLE" and not all(Path(path).is_file() for path in candidates or [""]):
@@ -202,21 +155,22 @@ def judge(world, config, device):
         if config.best_of and row != "MLE continued":
             curves[row] = best_of_n(model, world, config.split, indices[:config.curve_records], terms, config)
 
-    parts = columns(world, config.split, indices)
-    scale = {metric: 1.0 if metric in world.unscaled else 100.0 for metric in world.metrics}
+    parts = world.columns(config.split, indices)
+    scale = world.scale
+    plain = [metric for metric in world.metrics if scale[metric] == 1]
     header = ["", *(heading for heading, *_ in parts), "seconds"]
     table = [[label, *(cell(how(scores[metric]), scale[metric]) for _, metric, how in parts), f"{seconds:.0f}"] for label, scores, seconds in rows]
     report = [f"{name}, {config.split} split, {len(indices)} transitions"
-              f" (percent{', ' + ', '.join(world.unscaled) + ' as they are' if world.unscaled else ''}; ± over {config.seeds} samples of each answer;"
+              f" (times 100{', ' + ', '.join(plain) + ' as they are' if plain else ''}; ± over {config.seeds} samples of each answer;"
               f" seconds: all training behind the row's checkpoint)", "", markdown(header, table)]
     if curves:
-        report += ["", f"best of N samples at T = 1, {config.curve_records} transitions: {world.headline} of the sample with the best reward"
-                   f" ({config.reward or world.reward}) | {world.headline}'s own best", "",
+        report += ["", f"best of N samples at T = 1, {config.curve_records} transitions: {told} of the sample with the best reward"
+                   f" ({config.reward or world.reward}) | {told}'s own best", "",
                    markdown(["N", *(f"{row} {what}" for row in curves for what in ("by reward", "own best"))],
-                            [[n, *(f"{curves[row][n][what][world.headline] * scale[world.headline]:.2f}" for row in curves for what in ("winner", "own"))]
+                            [[n, *(f"{curves[row][n][what][told] * scale[told]:.2f}" for row in curves for what in ("winner", "own"))]
                              for n in next(iter(curves.values()))])]
     if config.kinds:
-        report += ["", kind_table(world, config.split, indices, rows)]
+        report += ["", kind_table(world, told, config.split, indices, rows)]
     text = "\n".join(report)
     print(text)
     folder = Path(config.out or f"out/{name}-results")
@@ -229,8 +183,8 @@ def judge(world, config, device):
     print(f"\nwritten to {folder / 'results.md'} and results.json")
 
 
-def kind_table(world, split, indices, rows):
-    """Headline metric per kind of game or page, for every row: changed / overall."""
+def kind_table(world, metric, split, indices, rows):
+    """A metric per kind of game or page, for every row: changed / overall."""
     groups = defaultdict(list)
     for n, i in enumerate(indices):
         groups[world.records[split][i].get("kind", "")].append(n)
@@ -239,10 +193,10 @@ def kind_table(world, split, indices, rows):
         changed = torch.tensor([bool(world.records[split][indices[n]].get("changed", True)) for n in members])
         cells = []
         for _, scores, _ in rows:
-            values = 100 * scores[world.headline][members].mean(1)
+            values = 100 * scores[metric][members].mean(1)
             cells.append(f"{values[changed].mean():.0f} / {values.mean():.0f}" if changed.any() else f"- / {values.mean():.0f}")
         table.append([kind, len(members), int(changed.sum()), *cells])
-    return f"{world.headline} by kind, changed / overall:\n\n" + markdown(["kind", "records", "changed", *(label for label, *_ in rows)], table)
+    return f"{metric} by kind, changed / overall:\n\n" + markdown(["kind", "records", "changed", *(label for label, *_ in rows)], table)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,13 +233,74 @@ def show(world, config, device):
         print(", ".join(f"{metric} {values[n, 0]:.2f}" for metric, values in scores.items()) + "\n" + "-" * 60)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# A film, as a person would watch it
+
+
+def film(world, config, device):
+    """Writes a strip (.png) and an animation (.gif) of one episode: truth, tokenizer floor, MLE, RLVR and the error of the last of them."""
+    name = world.folder.name
+    paths = {"MLE": config.mle or f"out/{name}-mle/best.pt", "RLVR": config.rlvr or f"out/{name}-rlvr/best.pt"}
+    paths = {row: path for row, path in paths.items() if row == "MLE" or config.rlvr or Path(path).is_file()}
+    folder = Path(config.out or f"out/{name}-results")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(min(config.number, len(world.episodes[config.split]))):
+        segments = [i for i, (episode, *_) in enumerate(world.records[config.split]) if episode == number]
+        batch = world.batch(config.split, segments[:1] if world.horizon > 1 else segments[:12])
+        last, true = world.truth(config.split, batch.truth)
+        rows = {"truth": true, "tokenizer": world.decode(batch, batch.response[:, None])[:, 0]}  # each [B, F, 3, H, W]
+        for row, path in paths.items():
+            generator = torch.Generator(world.device).manual_seed(config.seed)
+            model, _ = load_model(path, world, device)
+            tokens = model.sample(batch.prompt, batch.prompt_len, 1, world.response_len, None, world.legal(), batch.forced, config.temperature,
+                                  generator=generator).tokens
+            rows[row] = world.decode(batch, tokens)[:, 0]
+        rows["error x4"] = (4 * (rows[list(rows)[-1]] - true).abs()).clamp(0, 1)
+        rows = {row: frames.flatten(0, 1) for row, frames in rows.items()}  # [columns, 3, H, W]
+        draw_strip(rows, world.actions_shown(batch), folder / f"{config.split}-{number}")
+        print(f"{folder / f'{config.split}-{number}'}.png and .gif: {', '.join(rows)}")
+
+
+def draw_strip(rows, actions, path):
+    """rows {label: [n, 3, H, W] in [0, 1]}, actions [n, 2] in [-1, 1], drawn on the first row as arrows -> path.png, and path.gif over time."""
+    height, width = next(iter(rows.values())).shape[-2:]
+    scale, margin = max(1, 128 // width), 64
+    height, width = height * scale, width * scale
+    n = len(actions)
+    strip = Image.new("RGB", (margin + n * width, len(rows) * height), "white")
+    pen = ImageDraw.Draw(strip)
+    for r, (label, frames) in enumerate(rows.items()):
+        pen.text((4, r * height + height // 2 - 6), label, fill="black")
+        for c, frame in enumerate(frames):
+            array = frame.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+            strip.paste(Image.fromarray(array).resize((width, height), Image.NEAREST), (margin + c * width, r * height))
+    for c, (dx, dy) in enumerate(actions.tolist()):
+        x, y, reach = margin + c * width + width // 2, height // 2, width / 3
+        tip = x + dx * reach, y + dy * reach
+        pen.line([(x, y), tip], fill="yellow", width=2)
+        pen.ellipse([tip[0] - 3, tip[1] - 3, tip[0] + 3, tip[1] + 3], fill="yellow")
+    strip.save(path.with_suffix(".png"))
+    films = []
+    for c in range(n):
+        column = strip.crop((margin + c * width, 0, margin + (c + 1) * width, len(rows) * height))
+        film_frame = Image.new("RGB", (len(rows) * (width + 4), height + 14), "white")
+        for r, label in enumerate(rows):
+            film_frame.paste(column.crop((0, r * height, width, (r + 1) * height)), (r * (width + 4), 14))
+            ImageDraw.Draw(film_frame).text((r * (width + 4) + 2, 1), label, fill="black")
+        films.append(film_frame)
+    films[0].save(path.with_suffix(".gif"), save_all=True, append_images=films[1:], duration=300, loop=0)
+
+
 def main(argv):
     config = parse_config(Config, argv, PRESETS)
     device, *_ = start_processes(config.device, config.seed)
-    world = load_world(config.world, device)
+    world = load_world(config.world, device, config.lpips_weights)
     if config.split not in world.records:
         raise BadInput(f"--split={config.split}: there are {', '.join(world.records)}")
-    judge(world, config, device) if config.eval else show(world, config, device)
+    if config.eval:
+        judge(world, config, device)
+    else:
+        (film if world.domain == "video" else show)(world, config, device)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import (BadInput, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, parse_config, plain_state_dict, random_states,
                     run_main, save_checkpoint, set_random_states, start_processes)
-from data import evaluate, load_world
+from data import evaluate, load_world, reward_terms, weighted_sum
 from model import Model, ModelConfig
 
 
@@ -67,6 +67,8 @@ class Config:
 PRESETS = {
     "textgame": dict(world="textgame", batch_size=64, seconds=110, dtype="bfloat16"),
     "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=120, dtype="bfloat16"),
+    "robot": dict(world="robot", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
+    "robot-multi": dict(world="robot-multi", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
     "smoke": dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, batch_size=16, steps=6, eval_every=3, eval_records=8, warmup=2),
     "bytesized32": dict(world="bytesized32", n_layer=4, n_head=4, n_kv_head=4, n_embd=256, batch_size=128, branches=16, micro_batch=2, changed=0.5,
                         power=0.3, renumber=0.3, warmup=50, eval_every=150, eval_records=400),
@@ -94,6 +96,7 @@ def main(argv):
     folder = Path("out") / (config.name or f"{Path(config.world).name}-mle")
     context = autocast(device, config.dtype)
     legal = world.legal()
+    headline = reward_terms(world, world.headline)  # what the best checkpoint is chosen by
 
     # -----------------------------------------------------------------------------------------------------------------
     # model and optimizer
@@ -153,9 +156,9 @@ def main(argv):
         if (step % config.eval_every == 0 and (step or checkpoint)) or finished():
             pause = time.perf_counter()
             model.eval()
-            scores, _ = evaluate(model, world, "val", val, [world.headline], batch_size=128)
+            scores, _ = evaluate(model, world, "val", val, [name for _, name in headline], batch_size=128)
             loss = validation_loss(model, world, val, context, legal)
-            value = world.signs[world.headline] * scores[world.headline].mean().item()
+            value = weighted_sum(world, headline, scores).mean().item()
             if value > best:
                 best, stale = value, 0
                 save("best.pt")

@@ -24,9 +24,8 @@ from tqdm import tqdm
 
 from common import (BadInput, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, one_of, parse_config, plain_state_dict,
                     random_states, run_main, save_checkpoint, set_random_states, start_processes)
-from data import evaluate, load_world
+from data import evaluate, load_world, reward_terms, weighted_sum
 from model import Model, ModelConfig
-from rewards import parse_reward
 
 
 @dataclass
@@ -40,6 +39,8 @@ class Config:
     prompts: int = 32           # prompts per step and process
     group: int = 16             # G, responses to each prompt
     temperature: float = 1.0    # of the rollouts; policy and reference are scored at the same temperature
+    choose: str = ""            # weighted sum of metrics by which best.pt is chosen on validation; empty: the world's own
+    lpips_weights: str = ""     # folder of the public VGG16 and LPIPS weights, for the metric lpips of video worlds
     changed: float = -1.0       # share of prompts whose transition changes something; -1: as in the data
     power: float = 1.0          # a kind of game is drawn with probability ~ (its records)^power
     redraw: int = 0             # up to this many further draws to replace prompts whose rewards are all equal (they teach nothing)
@@ -80,6 +81,8 @@ PRESETS = {
     "textgame": dict(world="textgame", group=8, changed=0.6, steps=1000, seconds=90, micro_batch=8, eval_records=512),
     "webnav": dict(world="webnav", group=8, steps=1000, seconds=90, micro_batch=8),
     "bytesized32": dict(world="bytesized32", group=8, changed=0.5, power=0.3, steps=1000, seconds=900, micro_batch=8, dtype="bfloat16"),
+    "robot": dict(world="robot", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),
+    "robot-multi": dict(world="robot-multi", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),
     "smoke": dict(prompts=4, group=4, steps=3, eval_every=2, eval_records=8, micro_batch=2),
     "paper-textgame": dict(PAPER, world="bytesized32", updates=2),
     "paper-webnav": dict(PAPER, world="webarena", prompts=64, updates=4, steps=1500, reward="official_f1"),
@@ -200,7 +203,7 @@ def rollout(model, world, numbers, terms, config, generator):
     longest = int(sampled.length.max())
     middle = time.perf_counter()
     scores = world.score(batch, sampled.tokens, [name for _, name in terms])
-    rewards = sum(weight * world.signs[name] * scores[name].float() for weight, name in terms)  # [B, G]
+    rewards = weighted_sum(world, terms, scores)  # [B, G]
     experience = Experience(batch.prompt, batch.prompt_len, sampled.tokens[..., :longest], mask[..., :longest], sampled.ended, rewards,
                             sampled.logprob[..., :longest])
     return experience, middle - start, time.perf_counter() - middle
@@ -300,11 +303,9 @@ def main(argv):
         one_of(name, getattr(config, name), choices)
     if config.group < 2 or config.temperature <= 0 or config.prompts % config.updates:
         raise BadInput("--group must be at least 2, --temperature above 0, and --prompts a multiple of --updates")
-    world = load_world(config.world, device)
-    try:
-        terms = parse_reward(config.reward or world.reward, world.metrics)
-    except ValueError as error:
-        raise BadInput(f"--reward={config.reward}: {error}") from None
+    world = load_world(config.world, device, config.lpips_weights)
+    terms, chosen_by = reward_terms(world, config.reward or world.reward), config.choose or world.headline
+    headline = reward_terms(world, chosen_by)
     folder = Path("out") / (config.name or f"{Path(config.world).name}-rlvr")
     context = autocast(device, config.dtype)
     recompute = config.recompute_old == "true" or (config.recompute_old == "auto" and not isinstance(context, nullcontext))
@@ -351,14 +352,14 @@ def main(argv):
         if step % config.eval_every == 0 or finished:
             scores, answers = evaluate(model, world, "val", val, list(world.metrics))
             means = {f"val_{n}": v.mean().item() for n, v in scores.items()}
-            value = world.signs[world.headline] * means[f"val_{world.headline}"]
+            value = weighted_sum(world, headline, scores).mean().item()
             if value > best:
                 best = value
                 save("best.pt")
             log.write(step, train_seconds=trained, **means)
             if is_main_process():
                 tqdm.write(f"step {step}: validation, greedy: {', '.join(f'{n[4:]} {v:.4f}' for n, v in means.items())} "
-                           f"(best {world.headline} {best:.4f}), {answers['length']:.1f} tokens, {trained:.0f} s")
+                           f"(best {chosen_by} {best:.4f}), {answers['length']:.1f} tokens, {trained:.0f} s")
             save("last.pt")
         if finished:
             break
@@ -410,7 +411,7 @@ def main(argv):
         bar.set_postfix({n: f"{row[n]:.3g}" for n in ("reward", "equal_groups", "kl", "entropy", "length")}, refresh=False)
     bar.close()
     if is_main_process():
-        print(f"done: {step} steps in {trained:.0f} s of training; best validation {world.headline} {best:.4f} in {folder / 'best.pt'}")
+        print(f"done: {step} steps in {trained:.0f} s of training; best validation {chosen_by} {best:.4f} in {folder / 'best.pt'}")
 
 
 if __name__ == "__main__":

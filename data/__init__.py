@@ -1,18 +1,45 @@
 """load_world(name): the one way from a name on the command line to a world."""
+import json
 from pathlib import Path
 
 import torch
 
+from common import BadInput
+from rewards import parse_reward
 
-def load_world(name, device="cpu"):
+
+def load_world(name, device="cpu", lpips_weights=""):
     """
     The world in the folder `name`, or in data/<name> beside this file. Raises BadInput if there is none, naming the command that makes it.
 
-    A world is all that the training scripts know of a domain; DESIGN.md 2 lists what it has.
+    A world is all that the training scripts know of a domain: tokens, batches, what may stand where, and the metrics of what is decoded.
+    lpips_weights: a folder with the public VGG16 and LPIPS weights, for the metric lpips of video worlds.
     """
-    from data.text import TextWorld
     folder = Path(name) if (Path(name) / "meta.json").is_file() else Path(__file__).parent / name
+    try:
+        video = json.loads((folder / "meta.json").read_text())["domain"] == "video"
+    except (OSError, ValueError, KeyError, TypeError):
+        video = False  # TextWorld says what is wrong
+    if video:
+        from data.video import VideoWorld
+        return VideoWorld(folder, device, lpips_weights)
+    if lpips_weights:
+        raise BadInput(f"--lpips_weights is for video worlds, and {name} is a text world: leave it out")
+    from data.text import TextWorld
     return TextWorld(folder, device)
+
+
+def reward_terms(world, text):
+    """'mae+0.5*ssim' -> [(1.0, 'mae'), (0.5, 'ssim')] of the metrics that the world has. Raises BadInput for anything else."""
+    try:
+        return parse_reward(text, (*world.metrics, *world.variants))
+    except ValueError as error:
+        raise BadInput(f"the reward {text!r}: {error}") from None
+
+
+def weighted_sum(world, terms, scores):
+    """scores {name: [N, G]} -> their sum [N, G] by terms [(weight, name)], each metric with the sign that makes more better."""
+    return sum(weight * world.signs[name] * scores[name].float() for weight, name in terms)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ On disk a text world is a folder with train.jsonl, val.jsonl, test.jsonl (one {"
 bpe.json (the vocabulary, trained on the training split) and meta.json. Context, prompt and response are encoded separately, user text never
 becomes the end token, and sampled ids are scored as sampled.
 """
+import difflib
 import functools
 import hashlib
 import json
@@ -237,7 +238,8 @@ class TextWorld:
         self.score_record, self.metrics = METRICS[one_of("domain", self.domain, METRICS)]
         self.headline, self.nothing_changes = HEADLINE[self.domain], NOTHING_CHANGES[self.domain]
         self.split_metrics = {"textgame": ("strict_binary", "official_binary"), "webnav": ("strict_f1",)}.get(self.domain, ())  # by changed, by kind
-        self.unscaled = [name for name in self.metrics if name.endswith("_task")]  # the others are shares, shown in percent
+        self.variants = ()
+        self.scale = {name: 1 if name.endswith("_task") else 100 for name in self.metrics}  # shares are shown in percent
         self.signs = dict.fromkeys(self.metrics, 1)  # more is better, for all of them
         needed = ("context", "prompt", "response", "kind") if self.domain == "textgame" else ("prompt", "response")
         self.records = {split: read_jsonl(self.folder / f"{split}.jsonl", needed, make) for split in SPLITS}
@@ -371,6 +373,60 @@ class TextWorld:
             if answer not in known:
                 known[answer] = self.score_record(record, answer, truth, names, self.meta.get("defaults"))
         return [known[answer] for answer in answers]
+
+    def references(self, split, indices):
+        """Rows of the table that need no model: [(label, {metric: [N, 1]})]."""
+        rules = {"copy (nothing changes)": lambda i: self.nothing_changes, "lookup (no learning)": self.nearest_action(split)}
+        rows = []
+        for label, rule in rules.items():
+            scores = [self.score_texts(split, i, [rule(i)], self.metrics)[0] for i in indices]
+            rows.append((label, {name: torch.tensor([[s[name]] for s in scores]) for name in self.metrics}))
+        return rows
+
+    def nearest_action(self, split):
+        """answer(index) of the lookup row: what happened in the same state of the training data after the most similar action."""
+        by_state = defaultdict(list)
+        for record in self.records["train"]:
+            if "context" in record:
+                by_state[record["context"]].append((Counter(record["prompt"].split()), record))
+
+        def answer(index):
+            record = self.records[split][index]
+            words = Counter(record["prompt"].split())
+            near = by_state.get(record.get("context"), [])
+            if not near:
+                return self.nothing_changes
+            shared = [2 * sum((words & other).values()) / max(1, sum(words.values()) + sum(other.values())) for other, _ in near]
+            finalists = sorted(range(len(near)), key=lambda i: -shared[i])[:8]  # the letters decide between actions with as many words in common
+            letters = {i: difflib.SequenceMatcher(None, record["prompt"], near[i][1]["prompt"]).ratio() for i in finalists}
+            return near[max(finalists, key=lambda i: (shared[i], letters[i]))][1]["response"]
+        return answer
+
+    def columns(self, split, indices):
+        """Columns of the table: [(heading, metric, how)]; how maps scores [N, seeds] to one number per seed [seeds]."""
+        records = [self.records[split][i] for i in indices]
+        changed = torch.tensor([bool(r.get("changed", True)) for r in records])
+        kinds = defaultdict(list)
+        for n, record in enumerate(records):
+            kinds[record.get("kind", "")].append(n)
+
+        def over_kinds(values):
+            return torch.stack([values[rows].mean(0) for rows in kinds.values()]).mean(0)
+
+        def every(values):
+            return values.mean(0)
+
+        def where(mask):
+            return lambda values: values[mask].mean(0)
+        parts = []
+        for name in self.metrics:
+            split_up = name in self.split_metrics
+            if split_up and 0 < changed.sum() < len(changed):
+                parts += [(f"{name} unchanged", name, where(~changed)), (f"{name} changed", name, where(changed))]
+            parts.append((name + " overall" * split_up, name, every))
+            if split_up and len(kinds) > 1:
+                parts.append((f"{name} mean of kinds", name, over_kinds))
+        return parts
 
     def decode(self, batch, tokens):
         """tokens [B, G, R] -> B lists of G answer texts, cut at the end token; None where there is no end token."""

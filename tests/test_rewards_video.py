@@ -1,0 +1,132 @@
+"""Metrics of frames, against scikit-image, closed forms and brute force."""
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import rewards
+
+
+def frames(n=3, size=(24, 32), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.rand(n, 3, *size, generator=generator)
+    return a, (a + 0.2 * torch.randn(a.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (24, 32), (64, 64)])
+def test_ssim_and_psnr_agree_with_scikit_image(size):
+    a, b = frames(size=size)
+    for n in range(3):
+        x, y = (t[n].permute(1, 2, 0).numpy() for t in (a, b))
+        expected = structural_similarity(x, y, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)
+        assert rewards.ssim(a, b)[n].item() == pytest.approx(expected, abs=1e-4)
+        assert rewards.psnr(a, b)[n].item() == pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), abs=1e-4)
+
+
+def test_mae_and_mse_are_means_over_pixels_and_masks_choose_them():
+    a, b = frames()
+    assert rewards.mae(a, b).tolist() == pytest.approx([np.abs(x - y).mean() for x, y in zip(a.numpy(), b.numpy())], rel=1e-5)
+    assert rewards.mse(a, b).tolist() == pytest.approx([((x - y) ** 2).mean() for x, y in zip(a.numpy(), b.numpy())], rel=1e-5)
+    mask = torch.rand(3, 1, 24, 32) > 0.5
+    mask[2] = False
+    by_hand = [np.abs(x - y)[:, m[0]].mean() for x, y, m in zip(a.numpy()[:2], b.numpy(), mask.numpy())] + [0]
+    assert rewards.mae(a, b, mask).tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert rewards.psnr(a, b, mask)[2] == 100
+
+
+def test_equal_frames_are_perfect_and_inputs_stay_as_they_are():
+    a, b = frames()
+    before = a.clone(), b.clone()
+    assert rewards.mae(a, a).tolist() == [0] * 3 and rewards.psnr(a, a).tolist() == [100] * 3
+    assert rewards.ssim(a, a).tolist() == pytest.approx([1] * 3, abs=1e-6)
+    rewards.ssim(a, b), rewards.psnr(a, b)
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
+
+
+def test_ssim_says_when_frames_are_too_small():
+    with pytest.raises(ValueError, match="11x11"):
+        rewards.ssim(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10 ** 6))
+def test_values_stay_in_their_ranges(seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.rand(2, 3, 16, 16, generator=generator).pow(p) for p in (1, 5))
+    assert ((0 <= rewards.mae(a, b)) & (rewards.mae(a, b) <= 1)).all() and ((rewards.ssim(a, b) <= 1) & (rewards.ssim(a, b) >= -1)).all()
+    assert ((0 <= rewards.psnr(a, b)) & (rewards.psnr(a, b) <= 100)).all()
+
+
+def public_files(folder):
+    """Random weights in the layout of torchvision's VGG16 and of the LPIPS repository, and the same network as nn.Sequential."""
+    torch.manual_seed(0)
+    widths = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
+    layers, previous = [], 3
+    for width in widths:
+        layers += [nn.MaxPool2d(2)] if width == "M" else [nn.Conv2d(previous, width, 3, padding=1), nn.ReLU()]
+        previous = previous if width == "M" else width
+    vgg = nn.Sequential(*layers)
+    heads = {f"lin{n}.model.1.weight": torch.rand(1, c, 1, 1) for n, c in enumerate((64, 128, 256, 512, 512))}
+    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()} | {"classifier.0.bias": torch.zeros(3)}, folder / "vgg16-397923af.pth")
+    torch.save(heads, folder / "vgg.pth")
+    return vgg, [head.flatten() for head in heads.values()]
+
+
+def test_lpips_is_what_its_paper_says(tmp_path):
+    vgg, heads = public_files(tmp_path)
+    net = rewards.load_lpips(str(tmp_path))
+    a, b = frames(2, (32, 48))
+    expected = np.zeros(2)
+    ends = (4, 9, 16, 23, 30)  # torchvision's slices: relu1_2 is the output of the first four modules, and so on
+    with torch.no_grad():
+        for end, head in zip(ends, heads):
+            maps = []
+            for x in (a, b):
+                scaled = ((2 * x - 1) - torch.tensor([-.030, -.088, -.188])[:, None, None]) / torch.tensor([.458, .448, .450])[:, None, None]
+                y = vgg[:end](scaled)
+                maps.append(y / (torch.linalg.vector_norm(y, dim=1, keepdim=True) + 1e-10))
+            expected += torch.einsum("nchw,c->nhw", (maps[0] - maps[1]) ** 2, head).mean((1, 2)).numpy()
+    assert rewards.lpips(a, b, net).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    assert rewards.lpips(a, a, net).tolist() == [0, 0]
+    b.requires_grad_(True)
+    rewards.lpips(a, b, net).sum().backward()
+    assert b.grad.abs().sum() > 0  # the tokenizer may train on it
+
+
+def test_missing_or_foreign_weights_get_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="vgg16-397923af.pth.*download.pytorch.org"):
+        rewards.load_lpips("")
+    public_files(tmp_path)
+    (tmp_path / "vgg.pth").unlink()
+    with pytest.raises(ValueError, match="vgg.pth.*PerceptualSimilarity"):
+        rewards.load_lpips(str(tmp_path))
+    torch.save({"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, tmp_path / "vgg.pth")
+    with pytest.raises(ValueError, match="not VGG16's and LPIPS's"):
+        rewards.load_lpips(str(tmp_path))
+    (tmp_path / "vgg.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="damaged"):
+        rewards.load_lpips(str(tmp_path))
+
+
+def test_repetition_by_brute_force():
+    torch.manual_seed(0)
+    tokens, last = torch.randint(0, 2, (50, 4, 2)), torch.randint(0, 2, (50, 2))
+    rate, final = [], []
+    for row, before in zip(tokens.tolist(), last.tolist()):
+        sequence = [before, *row]
+        same = [sequence[t] == sequence[t + 1] for t in range(4)]
+        rate.append(sum(same) / 4)
+        final.append(float(same[-1]))
+    assert rewards.repetition(tokens, last).tolist() == pytest.approx(rate)
+    assert rewards.last_frame_repeats(tokens, last).tolist() == final
+    assert rewards.last_frame_repeats(last[:, None], last).tolist() == [1] * 50  # single-step: the last frame again
+
+
+def test_frames_are_aggregated():
+    values = torch.tensor([[1.0, 2.0, 4.0]])
+    assert rewards.aggregate_frames(values).item() == pytest.approx(7 / 3)
+    assert rewards.aggregate_frames(values, "last").item() == 4
+    assert rewards.aggregate_frames(values, "discount").item() == pytest.approx((0.9 * 1 + 0.81 * 2 + 0.729 * 4) / (0.9 + 0.81 + 0.729))
