@@ -73,9 +73,9 @@ class Table:
                 self.gripper = np.array([self.handle()[0], self.handle()[1]])
         if self.held >= 0:
             self.place[self.held] = self.gripper
-        self.collide(low)
+        self.collide(low, math.dist(before, self.gripper) < 0.03)
 
-    def collide(self, low):
+    def collide(self, low, still):
         """Pushes objects out of the low gripper, of each other, of the drawer's front and of the walls, the gripper's way first."""
         lifted = self.held if self.held >= 0 and not low else -1  # an object in the air touches nothing
         for _ in range(6):
@@ -83,7 +83,7 @@ class Table:
             for i in range(3):
                 if i == self.held:
                     continue
-                between = not self.closed and math.dist(self.place[i], self.gripper) < 0.04  # the open fingers stand on both sides of it
+                between = still and not self.closed and math.dist(self.place[i], self.gripper) < 0.04  # the open fingers stand on both sides of it
                 if low and not between:
                     self.part(i, self.gripper, REACH + self.radius[i])
                 for j in range(3):
