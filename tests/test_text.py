@@ -97,7 +97,7 @@ def test_any_state_and_difference_round_trip(before, after, score, data):
 
 BAD_ANSWERS = ["", " ", "same ", "same\n", "\nsame", "sam", "#99 isOn", "#1", "#1  isOn", "gone", "gone #99", "gone #1#1", "score", "score x", "score 1 won over",
                "score 1\nscore 1", "new #1 cup : Cup", "new #77 cup", "#1 -#99", "#1 +#99", "#1 isOn=", "#1 isOn={", "#1 isOn=[1", "#1 @uuid=3",
-               "#1 ~nothing", "#1 ->", "#1 ->#99", "#1 ->1", "new #77 cup : Cup ->#99", "isOn\ngone", "#1 isOn\nsame", "#1 isOn\n#1 isOn", "#1 isOn hello=", "[" * 5000, "#1 x=" + "[" * 5000, "#1 x=" + "9" * 5000, "\ud800", "#١ isOn"]
+               "#1 ~nothing", "#1 nothing+=1", "#1 isOpen+=1", "#1 isOpen[\"a\"]=1", "#1 nothing[\"a\"]=1", "#1 x[\"a\"", "#1 x+=", "#1 x+=1e9", "#1 x+=" + "9" * 5000, "#1 ->", "#1 ->#99", "#1 ->1", "new #77 cup : Cup ->#99", "isOn\ngone", "#1 isOn\nsame", "#1 isOn\n#1 isOn", "#1 isOn hello=", "[" * 5000, "#1 x=" + "[" * 5000, "#1 x=" + "9" * 5000, "\ud800", "#١ isOn"]
 
 
 @pytest.mark.parametrize("answer", BAD_ANSWERS)
@@ -127,19 +127,26 @@ def test_compact_language_by_hand():
     """The lines of the module's docstring, each against the difference it stands for."""
     def thing(uuid, name, contains=(), **properties):
         return {"name": f"{name} (ID: {uuid})", "uuid": uuid, "type": name.title(), "properties": properties, "contains": list(contains)}
-    cup, box, room = thing(6, "cup"), thing(0, "box"), thing(1, "room", ["cup (ID: 6)", "box (ID: 0)"], isOn=False, t=20)
+    cup, box, room = thing(6, "cup"), thing(0, "box"), thing(1, "room", ["cup (ID: 6)", "box (ID: 0)"], isOn=False, t=20, wires={"a": None, "n": 1})
     state = [room, box, cup, {"score": 0, "gameOver": False, "gameWon": False}]
-    assert lines.write_state("g", state, 7, {"Room": {"t": 20}}) == "game g\nscore 0\nnext #7\n#1 room : Room !isOn >#6#0\n#0 box : Box\n#6 cup : Cup\n"
+    assert lines.write_state("g", state, 7, {"Room": {"t": 20, "wires": {"a": None, "n": 1}}}) == "game g\nscore 0\nnext #7\n#1 room : Room !isOn >#6#0\n#0 box : Box\n#6 cup : Cup\n"
     without_cup, with_cup = {**room, "contains": ["box (ID: 0)"]}, {**box, "contains": ["cup (ID: 6)"]}
     for text, modified, removed, score in [
             ("same", [], [], {}), ("#6 ->#0", [without_cup, with_cup], [], {}), ("gone #6", [without_cup], [6], {}),
-            ("#1 isOn t=25", [{**room, "properties": {"isOn": True, "t": 25}}], [], {}), ("#1 ~t", [{**room, "properties": {"isOn": False}}], [], {}),
+            ("#1 isOn t+=5", [{**room, "properties": {**room["properties"], "isOn": True, "t": 25}}], [], {}),
+            ("#1 t=0", [{**room, "properties": {**room["properties"], "t": 0}}], [], {}),
+            ("#1 t+=5.0", [{**room, "properties": {**room["properties"], "t": 25.0}}], [], {}),
+            ("#1 t+=0.5", [{**room, "properties": {**room["properties"], "t": 20.5}}], [], {}),
+            ("#1 wires[\"a\"]=[\"cup#6\",null]", [{**room, "properties": {**room["properties"], "wires": {"a": ["cup (ID: 6)", None], "n": 1}}}], [], {}),
+            ("#1 wires[\"n\"]+=2", [{**room, "properties": {**room["properties"], "wires": {"a": None, "n": 3}}}], [], {}), ("#1 ~t", [{**room, "properties": {"isOn": False, "wires": {"a": None, "n": 1}}}], [], {}),
             ("new #7 tea : Tea hot ->#0", [{**box, "contains": ["tea (ID: 7)"]}, thing(7, "tea", hot=True)], [], {}),
             ("#1 -#6", [without_cup], [], {}), ("score 1 over won", [], [], {"score": 1, "gameOver": True, "gameWon": True})]:
         read = lines.read_difference(text, state, {})
         assert sorted(read["modified"], key=lambda o: o["uuid"]) == sorted(modified, key=lambda o: o["uuid"]), text
         assert (read["removed"], read["score"]) == (removed, score)
         assert lines.write_difference(read, state, {}) == text
+    assert lines.read_difference("#1 t=25", state, {}) == lines.read_difference("#1 t+=5", state, {})  # both say the same
+    assert lines.read_difference("#1 t-=3", state, {})["modified"][0]["properties"]["t"] == 17 and room["properties"]["t"] == 20
 
 
 def test_renumbering_is_a_symmetry(transitions):

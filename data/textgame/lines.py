@@ -14,24 +14,27 @@ A difference is "same", or lines in this order, each saying only what changes:
     gone #10#11                             objects that cease to be; they leave whatever contained them
     new #9 water : Water temperature=20 ->#3    a whole object, in the form of the state, that appears in #3
     #6 ->#0                                 an object leaves what contains it and joins the contents of #0 at the end
-    #3 !isOn temperature=70                 properties that change
+    #3 !isOn color="red" temperature+=25    properties that change; numbers by how much, unless they become 0
+    #5 connects["anode"]=null               one entry of a property that is a dictionary
     #8 @name="ice"                          the object is renamed
     #3 -#4 +#5                              contents that leave or join, where it cannot be said by moving
     score 1 over won
 
-"take cup" so becomes "#6 ->#0": the model need not say where the cup was.
+"take cup" so becomes "#6 ->#0": the model need not say where the cup was. "temperature+=25" is the same at every temperature: it need not add.
 
 "cup (ID: 3)" is written cup#3 everywhere, so a uuid is one token that the model can copy.
 """
 import json
 import re
 from collections import Counter
+from decimal import Decimal
 
 SAME = "same"
 PLAIN = re.compile(r"[A-Za-z][\w'./-]*(?: [\w'./-]+)*", re.A)  # text that needs no quotes
 KEY = re.compile(r"[A-Za-z_]\w*", re.A)
 CHILD = re.compile(r'#\d+|"(?:[^"\\\n]|\\.)*"', re.A)  # a uuid, or a quoted name that no object of the state has
 UUID = re.compile(r"#(\d+)", re.A)
+AMOUNT = re.compile(r"([+-])=(\d{1,15}(?:\.\d{1,15})?)(?= |$)", re.A)
 SIMPLE = re.compile(r"-?\d+(?:\.\d+)?(?= |$)", re.A)
 decode_json = json.JSONDecoder().raw_decode
 
@@ -71,11 +74,42 @@ def write_property(key, value):
     return f" {key}" if value is True else f" !{key}" if value is False else f" {key}={dump(value)}"
 
 
-def write_properties(properties, base):
-    """The properties that differ from base (True, 1 and 1.0 are kept apart), then those of base that are absent."""
-    changed = [write_property(key, value) for key, value in properties.items()
+def write_properties(properties, base, write=lambda key, value, old: write_property(key, value)):
+    """The properties that differ from base (True, 1 and 1.0 are kept apart), each by write, then those of base that are absent."""
+    changed = [write(key, value, base.get(key)) for key, value in properties.items()
                if key not in base or json.dumps(value) != json.dumps(base[key])]
     return "".join(changed) + "".join(f" ~{key}" for key in base if key not in properties)
+
+
+def write_step(value, old):
+    """'+=25' for a number that was another number, if that is exact and the new one is not 0; else ''."""
+    if type(value) not in (int, float) or type(old) not in (int, float) or value == 0:
+        return ""
+    try:
+        amount = Decimal(repr(value)) - Decimal(repr(old))
+        text = f"{'-' if amount < 0 else '+'}={abs(amount):f}"
+        exact = amount != 0 and AMOUNT.fullmatch(text) and json.dumps(add_step(old, text)) == json.dumps(value)
+    except (ArithmeticError, ValueError):  # infinities and the like
+        return ""
+    return text if exact else ""
+
+
+def add_step(old, text):
+    """old plus '+=25' or minus '-=0.5': a whole number if both are. Raises ValueError if old is no number."""
+    if type(old) not in (int, float):
+        raise ValueError(f"{old!r} is no number that could be changed by {text}")
+    sign, amount = AMOUNT.match(text).groups()
+    value = Decimal(repr(old)) + Decimal(sign + amount)
+    return int(value) if type(old) is int and "." not in amount else float(value)
+
+
+def write_property_change(key, value, old):
+    """What a property becomes, told from what it was."""
+    if type(value) is dict and type(old) is dict and list(value) == list(old):
+        parts = [(name, write_step(value[name], old[name]) or f"={dump(value[name])}") for name in value if json.dumps(value[name]) != json.dumps(old[name])]
+        return "".join(f" {key}[{dump(name)}]{change}" for name, change in parts)
+    step = write_step(value, old)
+    return f" {key}{step}" if step else write_property(key, value)
 
 
 def write_object(item, names, defaults):
@@ -92,7 +126,7 @@ def write_object(item, names, defaults):
 def write_change(item, old, children, old_children, arrow):
     """What changes in one object: '#3 !isOn -#4 +#5 ->#7', or '' if nothing does. children: its refs after and before; arrow: ' ->#7' or ''."""
     line = "".join(f" @{key}={dump(item[key])}" for key in ("name", "type") if item[key] != old[key])
-    line += write_properties(item["properties"], old["properties"])
+    line += write_properties(item["properties"], old["properties"], write_property_change)
     gone = list((Counter(old_children) - Counter(children)).elements())
     joined = list((Counter(children) - Counter(old_children)).elements())
     if without(old_children, gone) + joined != children:  # another order: take all out and put all in again
@@ -210,7 +244,10 @@ def read_value(text, start):
 
 
 def read_items(text, start):
-    """Yields (kind, key, value) for each ' isOn', ' !isOn', ' ~isOn', ' key=JSON', ' @name=JSON', ' -#4', ' +#5', ' >#4#5', ' ->#7' from start on."""
+    """
+    Yields (kind, key, value) for each ' isOn', ' !isOn', ' ~isOn', ' key=JSON', ' key+=2', ' @name=JSON', ' -#4', ' +#5', ' >#4#5', ' ->#7' from start
+    on. The key of an entry, ' key["name"]=JSON' or ' key["name"]+=2', is the pair (key, name).
+    """
     while start < len(text):
         if text[start] != " " or start + 1 == len(text):
             raise ValueError(f"unexpected text {text[start:start + 20]!r}")
@@ -228,15 +265,24 @@ def read_items(text, start):
                 if mark != ">":
                     break
         else:
-            key = expect(KEY.match(text, start + (mark in "!~@") + 1), text)
-            start = key.end()
+            match = expect(KEY.match(text, start + (mark in "!~@") + 1), text)
+            key, start = match[0], match.end()
+            if text.startswith('["', start) and mark not in "!~@":
+                name, start = read_value(text, start + 1)
+                if type(name) is not str or not text.startswith("]", start):
+                    raise ValueError(f"cannot read {text[:60]!r}")
+                key, start = (key, name), start + 1
+            amount = AMOUNT.match(text, start)
             if mark in "!~":
-                yield "~" if mark == "~" else "=", key[0], False
+                yield "~" if mark == "~" else "=", key, False
             elif text[start:start + 1] == "=":
                 value, start = read_value(text, start + 1)
-                yield ("@" if mark == "@" else "="), key[0], value
+                yield ("@" if mark == "@" else "="), key, value
+            elif amount and mark != "@":
+                start = amount.end()
+                yield "+=", key, amount[0]
             else:
-                yield "=", key[0], True
+                yield "=", key, True
 
 
 def expect(match, text):
@@ -260,8 +306,13 @@ def change_object(uuid, line, start, items):
     """Applies the rest of a line to one of items {uuid: object}, whose contains are refs, in place."""
     properties, contains = items[uuid]["properties"], items[uuid]["contains"]
     for kind, key, value in read_items(line, start):
-        if kind == "=":
-            properties[key] = value
+        if kind in ("=", "+="):
+            target = properties
+            if isinstance(key, tuple):  # an entry of a dictionary, which is copied: others may hold the same one
+                properties[key[0]] = target = dict(properties[key[0]])
+                key = key[1]
+                target[key]  # KeyError if it is not there: malformed
+            target[key] = value if kind == "=" else add_step(target[key], value)
         elif kind == "~":
             del properties[key]  # KeyError if it is not there: malformed
         elif kind == "+":
