@@ -368,8 +368,8 @@ PRESETS = {
     "robot": dict(world="robot", dtype="bfloat16"),
     "robot-multi": dict(world="robot-multi", dynamics=16, dtype="bfloat16"),
     "smoke": dict(channels=8, steps=4, seconds=0, eval_every=2, eval_frames=8, batch_size=4, warmup=1),
-    "paper-single": dict(PAPER, factor=16),
-    "paper-multi": dict(PAPER, factor=8, dynamics=32),
+    "paper-single": dict(PAPER, world="paper", factor=16),
+    "paper-multi": dict(PAPER, world="paper-multi", factor=8, dynamics=32),
 }
 
 

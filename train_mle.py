@@ -35,6 +35,8 @@ class Config:
     n_head: int = 4             # attention heads
     n_kv_head: int = 4          # key-value heads
     n_embd: int = 128           # width
+    n_inner: int = 0            # width of the SwiGLU; 0: 8/3 of n_embd
+    tie: bool = True            # one matrix for embeddings and output
     # a step
     batch_size: int = 128       # transitions per step and process
     branches: int = 5           # records of one state that go behind one copy of it (text worlds with contexts)
@@ -64,11 +66,16 @@ class Config:
     wandb: str = ""             # wandb project to log to as well
 
 
+# the paper's video model: 120M to 127M parameters, depending on the vocabulary ("138M" in the text; PAPER.md)
+PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_inner=3072, tie=False, batch_size=16, micro_batch=4, eval_records=16,
+             eval_every=5000, steps=150000, warmup=1000)
 PRESETS = {
     "textgame": dict(world="textgame", batch_size=64, seconds=110, dtype="bfloat16"),
     "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=120, dtype="bfloat16"),
     "robot": dict(world="robot", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
     "robot-multi": dict(world="robot-multi", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
+    "paper-single": dict(PAPER),
+    "paper-multi": dict(PAPER, world="paper-multi"),
     "smoke": dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, batch_size=16, steps=6, eval_every=3, eval_records=8, warmup=2),
     "bytesized32": dict(world="bytesized32", n_layer=4, n_head=4, n_kv_head=4, n_embd=256, batch_size=128, branches=16, micro_batch=2, changed=0.5,
                         power=0.3, renumber=0.3, warmup=50, eval_every=150, eval_records=400),
@@ -109,7 +116,8 @@ def main(argv):
         model_config = ModelConfig(**checkpoint["model_config"])
     else:
         try:
-            model_config = ModelConfig(world.vocab_size, world.block_size, config.n_layer, config.n_head, config.n_kv_head, config.n_embd)
+            model_config = ModelConfig(world.vocab_size, world.block_size, config.n_layer, config.n_head, config.n_kv_head, config.n_embd, config.n_inner,
+                                       tie_embeddings=config.tie)
         except ValueError as error:
             raise BadInput(f"no model has this shape: {error}") from None
     torch.manual_seed(config.seed)  # all ranks start from the same weights

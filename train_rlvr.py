@@ -77,12 +77,15 @@ class Config:
 
 
 PAPER = dict(group=5, prompts=128, lr=1e-6, warmup=1, kl=1e-3, entropy=1e-3, dual_clip=0.0, steps=300)  # PAPER.md, "Recipes"
+PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, eval_records=64)
 PRESETS = {
     "textgame": dict(world="textgame", group=8, changed=0.6, steps=1000, seconds=90, micro_batch=8, eval_records=512),
     "webnav": dict(world="webnav", group=8, steps=1000, seconds=90, micro_batch=8),
     "bytesized32": dict(world="bytesized32", group=8, changed=0.5, power=0.3, steps=1000, seconds=900, micro_batch=8, dtype="bfloat16"),
     "robot": dict(world="robot", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),
     "robot-multi": dict(world="robot-multi", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),
+    "paper-single": dict(PAPER_VIDEO, world="paper"),
+    "paper-multi": dict(PAPER_VIDEO, world="paper-multi"),
     "smoke": dict(prompts=4, group=4, steps=3, eval_every=2, eval_records=8, micro_batch=2),
     "paper-textgame": dict(PAPER, world="bytesized32", updates=2),
     "paper-webnav": dict(PAPER, world="webarena", prompts=64, updates=4, steps=1500, reward="official_f1"),

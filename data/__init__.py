@@ -34,7 +34,8 @@ def reward_terms(world, text):
     try:
         return parse_reward(text, (*world.metrics, *world.variants))
     except ValueError as error:
-        raise BadInput(f"the reward {text!r}: {error}") from None
+        hint = "; lpips needs weights: --lpips_weights=FOLDER" if "lpips" in text and "lpips" not in world.metrics and "mae" in world.metrics else ""
+        raise BadInput(f"the reward {text!r}: {error}{hint}") from None
 
 
 def weighted_sum(world, terms, scores):

@@ -215,3 +215,10 @@ def test_cache_is_fresh_after_a_weight_update():
     other.load_state_dict(model.state_dict())
     a, b = (m.sample(prompt, torch.tensor([4, 3]), 2, 5, generator=torch.Generator().manual_seed(3)) for m in (model, other))
     assert torch.equal(a.tokens, b.tokens) and torch.equal(a.logprob, b.logprob)
+
+
+@pytest.mark.parametrize("vocab_size,parameters", [(4633, 120_381_696), (9008, 127_101_696)])
+def test_the_papers_video_models_have_as_many_parameters(vocab_size, parameters):
+    """The released configurations, counted (PAPER.md): LLaMA, 12 layers of 768, SwiGLU 3072, untied."""
+    with torch.device("meta"):
+        assert Model(ModelConfig(vocab_size, 2048, 12, 12, 12, 768, 3072, tie_embeddings=False)).num_parameters() == parameters

@@ -37,10 +37,14 @@ class Config:
     horizon: int = 7            # predicted frames of the multi-step world
     height: int = 0             # resize frames to this height and width (0: as they are)
     width: int = 0
+    action_size: int = 0        # procedural: numbers an action has, the further ones being zero (0: 4)
     seed: int = 0
 
 
-PRESETS = {"smoke": dict(episodes=6, frames=9, horizon=3, val=0.3, test=0.3)}
+PRESETS = {
+    "smoke": dict(episodes=6, frames=9, horizon=3, val=0.3, test=0.3),
+    "paper": dict(out="data/paper", episodes=16, frames=12, height=256, width=320, action_size=13, context=4, horizon=7),  # the paper's shapes
+}
 
 
 def resized(image, config):
@@ -59,6 +63,7 @@ def procedural(config):
     for split, count in counts.items():
         for _ in range(count):
             image, action, state, task, success = episode([config.seed, number], config.frames)
+            action = np.pad(action, [(0, 0), (0, max(0, config.action_size - 4))])
             yield split, f"{number:06d}", dict(image=resized(image, config), action=action, state=state, task=np.array(task), success=np.array(success))
             number += 1
 
