@@ -15,17 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 import common
 import sample
+import tokenizer_vq
 import train_mle
 import train_rlvr
 from common import BadInput, parse_config
 from data.own import prepare as own_prepare
+from data.robot import prepare as robot_prepare
 from data.textgame import prepare as textgame_prepare
 from data.webnav import prepare as webnav_prepare
 from tests.test_grpo import NoLegal, an_experience, small_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"train_mle.py": train_mle, "train_rlvr.py": train_rlvr, "sample.py": sample, "data/textgame/prepare.py": textgame_prepare,
-           "data/webnav/prepare.py": webnav_prepare, "data/own/prepare.py": own_prepare}
+           "data/webnav/prepare.py": webnav_prepare, "data/own/prepare.py": own_prepare, "data/robot/prepare.py": robot_prepare,
+           "tokenizer_vq.py": tokenizer_vq}
 
 
 def run(folder, *command, code=0):
