@@ -9,6 +9,7 @@ A response is any string. Whatever it holds, it gets a number and never an excep
 A broken truth, on the other hand, is our own mistake and raises.
 """
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -345,7 +346,12 @@ def line_f1(answer, truth):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Video: metrics of frames, two tensors [N, 3, H, W] in [0, 1] -> [N] fp32. With a mask [N, 1, H, W] only the pixels under it count, and a frame
-# with none has no error (and a PSNR of 100 dB).
+# with none has no error (and a PSNR of 100 dB). Also under autocast everything here is computed in fp32; the caller cuts N into chunks that fit.
+
+
+def moving(truth, last, threshold=8 / 255):
+    """Where the truth moves: truth, last [..., 3, H, W] -> bool [..., 1, H, W], True if any colour differs from the last frame by more than threshold."""
+    return ((truth.float() - last.float()).abs() > threshold).any(-3, keepdim=True)
 
 
 def mean_over_pixels(errors, mask):
@@ -370,6 +376,19 @@ def psnr(a, b, mask=None):
     return -10 * mse(a, b, mask).clamp(min=1e-10).log10()
 
 
+def blur(x):
+    """
+    [..., H, W] -> [..., H - 10, W - 10]: the Gaussian window of SSIM, one axis after the other, only where it fits.
+
+    Eleven shifted sums and no conv2d: cuDNN would round to TF32 and autocast to bf16, and a variance as a difference of two large means does not
+    survive that (SSIM is then wrong by 0.01). On a CPU it is also several times faster.
+    """
+    weights = [math.exp(-(i - 5) ** 2 / (2 * 1.5 ** 2)) for i in range(11)]
+    for axis in (-1, -2):
+        x = sum(weight / sum(weights) * x.narrow(axis, i, x.size(axis) - 10) for i, weight in enumerate(weights))
+    return x
+
+
 def ssim(a, b):
     """
     Structural similarity (Wang et al. 2004), at most 1: Gaussian window of 11x11, sigma 1.5, mean over the places where it fits and over colours.
@@ -377,14 +396,10 @@ def ssim(a, b):
     Frames must have at least 11 pixels on each side; ValueError otherwise.
     """
     a, b = a.float(), b.float()
-    N, C, H, W = a.shape
+    H, W = a.shape[2:]
     if min(H, W) < 11:
         raise ValueError(f"SSIM looks through a window of 11x11 pixels, and the frames have {H}x{W}")
-    window = torch.exp(-torch.arange(-5.0, 6.0, device=a.device).square() / (2 * 1.5 ** 2))
-    window = window / window.sum()
-    maps = torch.stack([a, b, a * a, b * b, a * b]).reshape(-1, 1, H, W)
-    maps = F.conv2d(F.conv2d(maps, window.view(1, 1, 1, 11)), window.view(1, 1, 11, 1))  # a Gaussian is blurred along one axis after the other
-    mean_a, mean_b, square_a, square_b, product = maps.reshape(5, N, C, H - 10, W - 10)
+    mean_a, mean_b, square_a, square_b, product = blur(torch.stack([a, b, a * a, b * b, a * b]))
     variance_a, variance_b, covariance = square_a - mean_a ** 2, square_b - mean_b ** 2, product - mean_a * mean_b
     c1, c2 = 0.01 ** 2, 0.03 ** 2
     score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a ** 2 + mean_b ** 2 + c1) * (variance_a + variance_b + c2))
@@ -421,14 +436,18 @@ class LPIPS(torch.nn.Module):
 
 
 def lpips(a, b, net):
-    """Perceptual distance, 0 for equal frames; net from load_lpips. Frames of 16 pixels a side or more."""
-    pairs = zip(net.features(a), net.features(b), net.heads)
-    return sum(((x - y).square() * head.view(-1, 1, 1)).sum(1).mean((1, 2)) for x, y, head in pairs)
+    """Perceptual distance, 0 for equal frames; net from load_lpips. Gradients reach the frames, so it can be a loss. ValueError below 16x16 pixels."""
+    if min(a.shape[2:]) < 16:
+        raise ValueError(f"LPIPS halves the frames four times and needs 16x16 pixels, and they have {a.size(2)}x{a.size(3)}")
+    with torch.autocast(a.device.type, enabled=False):  # a training in bf16 may use it as its loss
+        pairs = zip(net.features(a), net.features(b), net.heads)
+        return sum(((x - y).square() * head.view(-1, 1, 1)).sum(1).mean((1, 2)) for x, y, head in pairs)
 
 
 def load_lpips(path):
     """
     An LPIPS network from the two public files in the folder `path`: vgg16-397923af.pth and vgg.pth (version 0.1 of the heads).
+    `path` may also be one file with the entries of both.
 
     Raises ValueError with one sentence, naming file and source, for one that is missing, torn or of other content.
     """
@@ -436,7 +455,7 @@ def load_lpips(path):
                "vgg.pth": "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/vgg.pth)"}
     weights = {}
     for name, source in sources.items():
-        file = Path(path or ".") / name
+        file = Path(path) if path and Path(path).is_file() else Path(path or ".") / name
         if not path or not file.is_file():
             raise ValueError(f"LPIPS needs the file {name} in the folder given by --lpips_weights; it is published at {source}")
         try:
@@ -471,11 +490,15 @@ def last_frame_repeats(tokens, last):
 
 
 def aggregate_frames(values, how="mean"):
-    """values [N, F], one a predicted frame -> [N]. mean; last: of the last frame; discount: mean with weights 0.9^t."""
+    """values [N, F], one a predicted frame -> [N]. mean; last: of the last frame; discount: mean with weights 0.9^t. ValueError for another word."""
+    if how == "mean":
+        return values.mean(1)
     if how == "last":
         return values[:, -1]
-    weight = torch.full_like(values[0], 0.9 if how == "discount" else 1.0).cumprod(0)
-    return (values * weight).sum(1) / weight.sum()
+    if how == "discount":
+        weight = 0.9 ** torch.arange(values.size(1), device=values.device)
+        return (values * weight).sum(1) / weight.sum()
+    raise ValueError(f"how is {how!r}, expected 'mean', 'last' or 'discount'")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ ACTION_BINS = 256
 FRAMES_AT_ONCE = 256  # of 64x64 pixels: decoding and scoring go in pieces of so many frames
 SIGNS = {"mae": -1, "mse": -1, "psnr": 1, "ssim": 1, "lpips": -1, "repetition": -1, "last_repeats": -1, "mae_moving": -1, "mse_moving": -1, "psnr_moving": 1}
 AGGREGATIONS = ("last", "discount")  # a metric's name may end in one of them: "mae_last"; otherwise it is the mean over the predicted frames
-MOVING = 8 / 255  # a pixel moves if any of its colours differs by more than this from the last frame
 
 
 class VideoWorld:
@@ -287,7 +286,7 @@ class VideoWorld:
         b = true[:, None].expand(B, G, F, *self.frame_shape).flatten(0, 2)
         moving = None
         if any("_moving" in name for name in names):
-            moving = ((true - last[:, None]).abs().amax(2, keepdim=True) > MOVING)[:, None].expand(B, G, F, 1, *self.frame_shape[1:]).flatten(0, 2)
+            moving = rewards.moving(true, last[:, None])[:, None].expand(B, G, F, 1, *self.frame_shape[1:]).flatten(0, 2)
         values, done = {}, {}
         for name in names:
             if name in ("repetition", "last_repeats"):

@@ -46,9 +46,48 @@ def test_equal_frames_are_perfect_and_inputs_stay_as_they_are():
     assert torch.equal(a, before[0]) and torch.equal(b, before[1])
 
 
-def test_ssim_says_when_frames_are_too_small():
-    with pytest.raises(ValueError, match="11x11"):
-        rewards.ssim(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
+def test_frames_that_are_too_small_get_a_sentence():
+    with pytest.raises(ValueError, match="11x11.*10x30"):
+        rewards.ssim(torch.rand(1, 3, 10, 30), torch.rand(1, 3, 10, 30))
+    with pytest.raises(ValueError, match="16x16.*15x30"):
+        rewards.lpips(torch.rand(1, 3, 15, 30), torch.rand(1, 3, 15, 30), None)
+
+
+def test_ssim_of_bright_and_nearly_flat_frames_does_not_cancel():
+    generator = torch.Generator().manual_seed(0)
+    a = (0.9 + 0.01 * torch.randn(2, 3, 40, 40, generator=generator)).clamp(0, 1)
+    b = (a + 0.01 * torch.randn(a.shape, generator=generator)).clamp(0, 1)
+    for n in range(2):
+        x, y = (t[n].permute(1, 2, 0).double().numpy() for t in (a, b))
+        expected = structural_similarity(x, y, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)
+        assert rewards.ssim(a, b)[n].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_metrics_are_fp32_also_under_autocast_and_never_pass_through_a_convolution_that_rounds(tmp_path, monkeypatch):
+    public_files(tmp_path)
+    net = rewards.load_lpips(str(tmp_path))
+    a, b = frames(1)
+    functions = [rewards.mae, rewards.mse, rewards.psnr, rewards.ssim, lambda a, b: rewards.lpips(a, b, net)]
+    expected = [function(a, b) for function in functions]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for function, value in zip(functions, expected):
+            assert function(a, b).dtype == torch.float32 and torch.equal(function(a, b), value)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", None)  # on a GPU it is TF32 by default, which is too coarse for SSIM
+    assert torch.equal(rewards.ssim(a, b), expected[3])
+
+
+def test_moving_pixels_are_those_where_any_colour_differs():
+    last = torch.full((2, 3, 4, 5), 0.5)
+    truth = last.clone()
+    truth[0, 2, 1, 3] += 0.1  # one colour is enough, and darker counts as brighter does
+    truth[1, 0, 0, 0] -= 0.1
+    truth[1, 1, 2, 2] += 0.02  # below the threshold of 8 / 255
+    mask = rewards.moving(truth, last)
+    assert mask.shape == (2, 1, 4, 5) and mask.nonzero().tolist() == [[0, 0, 1, 3], [1, 0, 0, 0]]
+    assert rewards.moving(truth, last, threshold=0.01).nonzero().tolist() == [[0, 0, 1, 3], [1, 0, 0, 0], [1, 0, 2, 2]]
+    assert rewards.mae(truth, last, mask).tolist() == pytest.approx([0.1 / 3] * 2, rel=1e-5)
+    several = rewards.moving(truth[:, None].expand(2, 6, 3, 4, 5), last[:, None])  # frames of a segment against the one frame before it
+    assert several.shape == (2, 6, 1, 4, 5) and torch.equal(several[:, 4], mask)
 
 
 @settings(max_examples=20, deadline=None)
@@ -91,9 +130,31 @@ def test_lpips_is_what_its_paper_says(tmp_path):
             expected += torch.einsum("nchw,c->nhw", (maps[0] - maps[1]) ** 2, head).mean((1, 2)).numpy()
     assert rewards.lpips(a, b, net).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
     assert rewards.lpips(a, a, net).tolist() == [0, 0]
+    assert expected.min() > 0.01 and not any(p.requires_grad for p in net.parameters())
+    before = a.clone(), b.clone()
+    rewards.lpips(a, b, net)
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
     b.requires_grad_(True)
     rewards.lpips(a, b, net).sum().backward()
-    assert b.grad.abs().sum() > 0  # the tokenizer may train on it
+    assert b.grad.isfinite().all() and b.grad.abs().sum() > 0  # the tokenizer may train on it
+    for convolution in net.convolutions:
+        convolution.bias.sub_(1)  # now many places have no active channel: a root of 0, whose slope is infinite
+    b.grad = None
+    rewards.lpips(a, b, net).sum().backward()
+    assert b.grad.isfinite().all()
+
+
+def test_one_file_with_both_and_the_old_format_of_the_public_files(tmp_path):
+    public_files(tmp_path)
+    a, b = frames(1, (16, 16))
+    expected = rewards.lpips(a, b, rewards.load_lpips(str(tmp_path)))
+    both = {**torch.load(tmp_path / "vgg16-397923af.pth", weights_only=True), **torch.load(tmp_path / "vgg.pth", weights_only=True)}
+    torch.save(both, tmp_path / "both.pth", _use_new_zipfile_serialization=False)  # torchvision's file is older than the zip format
+    assert torch.equal(rewards.lpips(a, b, rewards.load_lpips(tmp_path / "both.pth")), expected)
+    del both["features.28.bias"]  # the last convolution
+    torch.save(both, tmp_path / "both.pth")
+    with pytest.raises(ValueError, match="features.28.bias.*download.pytorch.org.*PerceptualSimilarity"):
+        rewards.load_lpips(tmp_path / "both.pth")
 
 
 def test_missing_or_foreign_weights_get_a_sentence(tmp_path):
@@ -129,4 +190,6 @@ def test_frames_are_aggregated():
     values = torch.tensor([[1.0, 2.0, 4.0]])
     assert rewards.aggregate_frames(values).item() == pytest.approx(7 / 3)
     assert rewards.aggregate_frames(values, "last").item() == 4
+    with pytest.raises(ValueError, match="'lst'"):
+        rewards.aggregate_frames(values, "lst")
     assert rewards.aggregate_frames(values, "discount").item() == pytest.approx((0.9 * 1 + 0.81 * 2 + 0.729 * 4) / (0.9 + 0.81 + 0.729))

@@ -36,7 +36,7 @@ class Config:
     context: int = 2            # context frames of the single-step world
     horizon: int = 7            # predicted frames of the multi-step world
     height: int = 0             # resize frames to this height and width (0: as they are)
-    width: int = 0
+    width: int = 0              # give both, or neither
     action_size: int = 0        # procedural: numbers an action has, the further ones being zero (0: 4)
     seed: int = 0
 
