@@ -29,8 +29,9 @@ SPLITS = ("train", "val", "test")
 # ---------------------------------------------------------------------------------------------------------------------
 # Byte-pair encoding: trained here, run by tiktoken
 
-# '#12' is one piece (a uuid), digits stand alone (so that numbers are spelled the same way everywhere), words keep their leading blank
-PIECES = r"#\d+|\d| ?[!~@]?[^\W\d_][^\W\d]*| ?[^\s\w#]+|\s+|."
+# '#12' and '[12]' are one piece (a uuid, the id of a web page's node), so that a model copies them as one token; other digits stand alone (so
+# that numbers are spelled the same way everywhere), words keep their leading blank
+PIECES = r"#\d+|\[\d+\]|\d| ?[!~@]?[^\W\d_][^\W\d]*| ?[^\s\w#]+|\s+|."
 
 
 def train_bpe(texts, vocab_size):

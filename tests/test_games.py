@@ -1,4 +1,4 @@
-"""The procedural text games: records that tell the truth, rules that depend on nothing hidden, data worth training on."""
+"""The procedural text games: records that tell the truth, rules that depend on nothing hidden (but for the wind), data worth training on."""
 import copy
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.textgame.games import KINDS, Baking, Circuit, Game, Painting, Storage, actions, step, toward, transitions  # noqa: E402
+from data.textgame.games import KINDS, Baking, Circuit, Game, Painting, Sailing, Storage, actions, step, toward, transitions  # noqa: E402
 
 NAMES = {kind.__name__.lower(): kind for kind in KINDS}
 GAMES = 7 * len(KINDS)
@@ -19,7 +19,7 @@ GAMES = 7 * len(KINDS)
 
 @pytest.fixture(scope="module")
 def records():
-    return list(transitions(GAMES, seed=1))
+    return list(transitions(GAMES, seed=2))
 
 
 def by(records, *keys):
@@ -110,12 +110,41 @@ def test_states_are_small(records):
 def test_state_alone_decides_and_replay_gives_the_next_state(records):
     """No hidden variables: a game restored from the record does the same. Applying diff to game_state gives its next state."""
     for r in records:
+        if r["game"] == "sailing":
+            continue  # see test_wind_is_chance
         game = restored(r)
         new, outcome = step(game, spoken(game, r["action"]))
         assert outcome == {k: r[k] for k in outcome}
         assert list(game.objects.values()) == r["game_state"]  # step leaves the game as it is
         assert next_state(r) == list(new.objects.values())
         assert (r["diff"]["score"] or r["score"]) == r["next_score"] == new.score
+
+
+def test_wind_is_chance_and_all_else_of_sailing_is_not(records):
+    """The wind holds in 40 % of the steps and turns to any other quarter alike, whatever the state and the action are; the rest follows the rules."""
+    turns = []
+    for r in transitions(30 * len(KINDS), seed=8):
+        if r["game"] == "sailing":
+            game = restored(r)
+            game.luck = 0.0
+            game.act(spoken(game, r["action"]))
+            after = {o["name"]: o for o in next_state(r)}
+            sea = game.the("Sea")
+            turns.append((game.QUARTERS.index(after[sea]["properties"]["wind"]) - game.QUARTERS.index(game[sea]["wind"])) % 8)
+            game[sea]["wind"] = after[sea]["properties"]["wind"]
+            assert after == game.objects
+    share = [turns.count(turn) / len(turns) for turn in range(8)]
+    assert len(turns) > 1000 and abs(share[0] - 0.4) < 0.05 and all(abs(s - 0.6 / 7) < 0.03 for s in share[1:]), share
+
+
+def test_no_boat_sails_against_the_wind():
+    game = built(Sailing)
+    sea, boat = game.the("Sea"), game.the("Boat")
+    island = next(name for name in game.all("Island") if game.at(boat) != name)
+    game[sea]["wind"] = game[island]["lies"]
+    assert game.copy().act(("sail to {}", island)).at(boat) == game.at(boat)
+    game[sea]["wind"] = next(quarter for quarter in game.QUARTERS if quarter != game[island]["lies"])
+    assert game.act(("sail to {}", island)).at(boat) == island
 
 
 def test_walk_goes_on_from_the_gold_action(records):
@@ -174,7 +203,7 @@ def test_hash_seed_does_not_matter():
 
 def test_instances_share_no_state(records):
     """Splitting by instance leaks no state from training into test, within a seed and between two."""
-    seeds = [records, list(transitions(GAMES, seed=2, tries=1))]
+    seeds = [records, list(transitions(GAMES, seed=1, tries=1))]
     owner = defaultdict(set)
     for number, seed in enumerate(seeds):
         for r in seed:
@@ -188,7 +217,7 @@ def test_instances_share_no_state(records):
 def test_share_of_changed_records(records):
     share = {name[0]: sum(r["changed"] for r in rs) / len(rs) for name, rs in by(records, "game").items()}
     assert 0.3 < sum(r["changed"] for r in records) / len(records) < 0.5
-    assert set(share) == set(NAMES) and all(0.2 < s < 0.65 for s in share.values()), share
+    assert set(share) == set(NAMES) and all(0.2 < s < 0.65 + 0.15 * (name == "sailing") for name, s in share.items()), share
 
 
 def test_every_way_of_changing_occurs(records):

@@ -1,12 +1,14 @@
 """
-Seven kinds of household text games, made up on the spot, in the state format of ByteSized32.
+Eight kinds of household text games, made up on the spot, in the state format of ByteSized32.
 
 One step reads from top to bottom of this file: act() carries out the action if the rules of the house allow it, tick() lets time pass
 (ovens heat, timers run, plants drink), judge() counts the sub-goals, and step() compares the state before and after: the difference to predict.
 transitions() builds instances of each kind, walks through them with their hint(), tries several actions in every state and writes down what happens.
 
-The state tells all: whatever decides the outcome (rates, limits, the goal itself) is a property of some object, nothing is hidden and nothing
-is random once a game is built. So the best possible world model is right every time, and every error is the model's own.
+In seven of them the state tells all: whatever decides the outcome (rates, limits, the goal itself) is a property of some object, nothing is
+hidden and nothing is random once a game is built. The best possible world model is right every time, and every error is the model's own.
+The eighth, Sailing, has chance in it, as real worlds do: the wind. There the best answer is the likeliest next state, which is not what a
+model of likelihoods says when it is asked token by token.
 """
 import copy
 import random
@@ -181,7 +183,7 @@ class Game:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The seven kinds
+# The eight kinds
 
 
 class Storage(Game):
@@ -568,7 +570,65 @@ class Garden(Game):
         return self.switch(lamp, "isOn", True) or ("wait",)
 
 
-KINDS = (Storage, Delivery, Baking, Circuit, Painting, Dishes, Garden)
+class Sailing(Game):
+    """
+    Sail the cargo to the island it is for. Nobody sails against the wind, and the wind is chance: in 2 steps of 5 it holds, else it turns to any
+    of seven other quarters. That it holds is therefore the likeliest outcome by far, although "something changes" is likelier than "nothing
+    does": likelihood, token by token, bets on a turn and gets its quarter right one time in seven.
+    """
+    QUARTERS = "north northeast east southeast south southwest west northwest".split()
+    HOLDS = 0.4
+
+    def build(self, rng):
+        sea = self.add(noun(rng, "sea bay lake"), "Sea", wind=rng.choice(self.QUARTERS))
+        quarters = rng.sample(self.QUARTERS, 3)
+        islands = [self.add(noun(rng, "island harbour reef"), "Island", sea, lies=quarter, isContainer=True) for quarter in quarters]
+        boat = self.add(noun(rng, "boat raft"), "Boat", rng.choice(islands))
+        self.add("agent", "Agent", boat, isContainer=True)
+        for _ in range(rng.randint(2, 3)):
+            here, there = rng.sample(islands, 2)
+            self.add(noun(rng, "barrel crate sack"), "Cargo", here, isMoveable=True, goesTo=there)
+        self.luck = rng.random()  # no property of any object, so it cannot be known; each action meets its own
+
+    def near(self, name):
+        """What is on the boat or on the island where it lies."""
+        return self.at(self.the("Boat")) in (name, *self.places(name))
+
+    def drop(self, a):
+        if self.held(a):
+            self.move(a, self.at(self.the("Boat")))
+
+    def sail(self, island):
+        """The wind is called by the quarter it comes from: no boat gets to an island in that quarter, any other is reached in one step."""
+        if "lies" in self[island] and self[island]["lies"] != self[self.the("Sea")]["wind"]:
+            self.move(self.the("Boat"), island)
+
+    verbs = {**Game.verbs, "drop {}": drop, "sail to {}": sail}
+
+    def act(self, action):
+        self.luck = random.Random(f"{self.luck} {action}").random()
+        return super().act(action)
+
+    def tick(self):
+        chance, sea = random.Random(self.luck), self[self.the("Sea")]
+        if chance.random() >= self.HOLDS:
+            sea["wind"] = chance.choice([quarter for quarter in self.QUARTERS if quarter != sea["wind"]])
+
+    def judge(self):
+        cargo = self.all("Cargo")
+        landed = sum(self.at(name) == self[name]["goesTo"] for name in cargo)
+        return landed, landed == len(cargo), False
+
+    def hint(self):
+        here = self.at(self.the("Boat"))
+        cargo = next(name for name in self.all("Cargo") if self.at(name) != self[name]["goesTo"])
+        goal = self[cargo]["goesTo"] if self.held(cargo) else self.at(cargo)
+        if goal != here:
+            return ("sail to {}", goal) if self[goal]["lies"] != self[self.the("Sea")]["wind"] else ("wait",)
+        return ("drop {}", cargo) if self.held(cargo) else ("take {}", cargo)
+
+
+KINDS = (Storage, Delivery, Baking, Circuit, Painting, Dishes, Garden, Sailing)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

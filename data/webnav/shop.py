@@ -5,8 +5,9 @@ One step reads from top to bottom of this file: a Shop is a fixed catalogue; a S
 render(shop, state) lists the nodes of the page, and each node carries the states that its use leads to; act() picks one of them;
 number() gives the nodes their ids; difference() compares two numbered trees. transitions() walks and writes down what happened.
 
-The page tells all: whatever decides the outcome of an action (cart, coupon, typed text, where "back" leads) can be read off the tree,
-or belongs to the catalogue, which never changes. So the best possible world model is right every time, and every error is the model's own.
+The page tells all but one thing: whatever decides the outcome of an action (cart, coupon, typed text, where "back" leads) can be read off the
+tree, or belongs to the catalogue, which never changes. The exception is what every real shop has: links "For you", drawn anew for each page
+that opens. Nobody can predict them, so a model that is judged by F1 does best to leave them out; likelihood teaches it to guess.
 """
 import random
 import re
@@ -25,6 +26,7 @@ PER_PAGE = 2         # product links on a page
 SUGGESTIONS = 2      # products offered below the search box
 MOST_LINES = 2       # different things in a cart
 MOST_OF_ONE = 2      # pieces of one thing in a cart
+FOR_YOU = 2          # links to products drawn at random, on every page
 
 
 class Product(NamedTuple):
@@ -37,11 +39,12 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Shop:
-    """Categories, products, the products on the home page and the coupons that work."""
+    """Categories, products, the products on the home page, the coupons that work, and how many random links a page has."""
     categories: tuple
     products: tuple
     featured: tuple
     coupons: tuple
+    for_you: int = FOR_YOU
 
     def product(self, name):
         """The product of that name."""
@@ -117,6 +120,7 @@ class State:
     focus: str = ""                # the text box that has the focus
     size: str = "Small"            # the size chosen on a product page
     newsletter: bool = False       # the box ticked on the contact page
+    luck: float = 0.0              # what the random links of this page are drawn with; it shows nowhere
     opened: str = ""               # key of the node that shows its options, suggestions or tooltip; gone with the next action, as are
     messages: tuple = ()           # alerts
 
@@ -136,7 +140,7 @@ def visit(state, page):
     origin = None
     if page.kind == "product":
         origin = state.origin if state.page.kind == "product" else state.page
-    return State(page, origin, state.cart, state.coupon)
+    return State(page, origin, state.cart, state.coupon, luck=random.Random(f"{state.luck} {page}").random())
 
 
 def add_to_cart(shop, state):
@@ -221,6 +225,8 @@ def render(shop, state):
     body = {"home": home_page, "category": category_page, "product": product_page, "search": search_page, "cart": cart_page,
             "contact": contact_page, "order": order_page, "missing": missing_page}[state.page.kind]
     nodes = [Node("root", 0, f"RootWebArea '{title(state.page)}'"), *header(shop, state, now), *body(shop, state, now)]
+    for i, p in enumerate(random.Random(state.luck).sample(shop.products, shop.for_you)):
+        nodes.append(Node(f"for you {i}", 1, f"link 'For you: {p.name}'", click=visit(now, Page("product", p.name))))
     return nodes + [Node(f"message {i}", 1, f"alert '{text}'") for i, text in enumerate(state.messages)]
 
 
@@ -488,7 +494,7 @@ def distinct_actions(shop, tree, rng, count):
 
 def first_state(shop, rng):
     """Where a visit starts: any page, with the cart and the coupon of an earlier visit."""
-    state = State(Page("home"), coupon=rng.choice((*shop.coupons, *[""] * 4)))
+    state = State(Page("home"), coupon=rng.choice((*shop.coupons, *[""] * 4)), luck=rng.random())
     for p in rng.choices([p for p in shop.products if not p.sold_out], k=rng.choice((0, 0, 1, 2, 3))):
         state = add_to_cart(shop, replace(state, page=Page("product", p.name), size=rng.choice(SIZES)))
     state = visit(replace(state, page=Page("home")), shop.addresses().get(random_address(shop, rng), Page("missing")))
