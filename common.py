@@ -7,8 +7,11 @@ import difflib
 import json
 import os
 import random
+import signal
 import sys
 import time
+import zipfile
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ def run_main(main, argv=None):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the last checkpoint is good, --resume goes on from it", file=sys.stderr)
+        print("stopped by Ctrl-C; what was saved before is good, and --resume goes on from it", file=sys.stderr)
         sys.exit(130)
     finally:
         if dist.is_initialized():
@@ -156,7 +159,7 @@ def start_processes(device="auto", seed=0):
     if device == "cpu":
         keep_memory()
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=10))
     random.seed(seed + rank)
     np.random.seed(seed + rank)
     torch.manual_seed(seed + rank)
@@ -202,6 +205,58 @@ def plain_state_dict(model):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Stopping, and numbers that go wrong
+
+
+def watch_signals():
+    """
+    From now on Ctrl-C and SIGTERM do not end the process at once: they ask its loop to save and to stop after the present step.
+
+    Returns asked(), True on every rank as soon as any of them was asked. A second Ctrl-C ends the process where it stands.
+    """
+    received = []
+
+    def note(number, frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return lambda: all_reduce([len(received)], "max")[0] > 0
+
+
+def resume_command(argv):
+    """The command line that goes on with this run."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    start = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python"
+    return " ".join([start, sys.argv[0], *(word for word in argv if word != "--resume"), "--resume"])
+
+
+class Guard:
+    """Keeps numbers that are not finite out of the weights: such an update is skipped and counted, and `limit` in a row end the run."""
+
+    def __init__(self, checkpoint, limit=3):
+        self.checkpoint, self.limit, self.skipped, self.in_a_row = checkpoint, limit, 0, 0
+
+    def finite(self, step, numbers, records):
+        """
+        True if all of numbers {name: float} are finite. records() lists the training records of the step, for the message.
+
+        Raises BadInput after `limit` steps in a row that are not.
+        """
+        wrong = [f"{name} {value}" for name, value in numbers.items() if not np.isfinite(value)]
+        self.in_a_row = self.in_a_row + 1 if wrong else 0
+        self.skipped += bool(wrong)
+        if wrong and is_main_process():
+            print(f"step {step}: {', '.join(wrong)}; this update is skipped ({self.skipped} so far)", file=sys.stderr)
+        if self.in_a_row >= self.limit:
+            raise BadInput(f"{self.limit} updates in a row up to step {step} were not finite ({', '.join(wrong)}; training records "
+                           f"{', '.join(map(str, records()))}); go on from {self.checkpoint} with --resume and a lower --lr, or with --dtype=float32")
+        return not wrong
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and logs
 
 
@@ -225,8 +280,12 @@ def set_random_states(states):
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def save_checkpoint(path, checkpoint):
-    """Writes a dictionary of tensors and plain values to a temporary name, flushes it to disk and renames it: the file is whole or absent."""
+def save_checkpoint(path, checkpoint, keep=False):
+    """
+    Writes a dictionary of tensors and plain values to a temporary name, flushes it to disk and renames it: the file is whole or absent.
+
+    keep: the file that was there before stays beside it, "last.pt" as "last-before.pt". Raises BadInput if the disk does not take it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".tmp{os.getpid()}")
@@ -235,37 +294,86 @@ def save_checkpoint(path, checkpoint):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.is_file():
+            os.replace(path, before(path))  # killed here, --resume takes that one
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise BadInput(f"could not save {path}: {error.strerror}; the checkpoint that was there before is untouched") from None
+        raise BadInput(f"could not save {path}: {getattr(error, 'strerror', None) or error}; the checkpoint that was there before is untouched; "
+                       f"make room on the disk and go on with --resume") from None
+
+
+def before(path):
+    """Where save_checkpoint keeps the checkpoint that stood at path before."""
+    return path.with_name(f"{path.stem}-before{path.suffix}")
 
 
 def load_checkpoint(path, device="cpu", make="python train_mle.py"):
-    """Reads a checkpoint without unpickling code. Raises BadInput if there is none (naming the command that makes one) or if it is torn."""
+    """
+    Reads a checkpoint, verifies its checksums and never unpickles code.
+
+    Raises BadInput if there is none (naming the command that makes one), if it is torn or if any bit of it has changed.
+    """
     if not Path(path).is_file():
         raise BadInput(f"there is no checkpoint at {path} yet; make one with: {make}")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as file:  # what torch writes, each entry with its CRC-32, none of them compressed
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()) or file.testzip():
+                raise ValueError("checksum")
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(checkpoint, dict) or not {"model", "model_config", "stage"} <= checkpoint.keys():
+            raise ValueError("keys")
+        return checkpoint
     except Exception as error:
         raise BadInput(f"{path} is not a checkpoint of ours or is damaged ({type(error).__name__}); delete it and train again with: {make}") from None
 
 
-class MetricsLog:
-    """Appends one JSON object a line to out/<name>/metrics.jsonl; with wandb_project set, sends the same numbers to wandb."""
+def newest_checkpoint(path, device="cpu", make="python train_mle.py"):
+    """For --resume: the checkpoint at path, or, if that is torn, the one that was there before it. Raises BadInput if neither is good."""
+    path = Path(path)
+    try:
+        return load_checkpoint(path, device, make)
+    except BadInput as error:
+        if not before(path).is_file():
+            raise
+        checkpoint = load_checkpoint(before(path), device, make)
+        if is_main_process():
+            print(f"{error}; going on from {before(path)} instead", file=sys.stderr)
+        return checkpoint
 
-    def __init__(self, folder, config, wandb_project=""):
+
+def refuse_other_options(config, checkpoint, names):
+    """Raises BadInput, naming the fields, if a resumed run is given other values for `names` than it was started with."""
+    other = [f"--{name}={checkpoint['config'].get(name)}" for name in names if checkpoint["config"].get(name) != getattr(config, name)]
+    if other:
+        raise BadInput(f"the run that --resume goes on with was started with {' '.join(other)}: give the same options, or another --name")
+
+
+class MetricsLog:
+    """
+    Writes one JSON object a line to out/<name>/metrics.jsonl; with wandb_project set, sends the same numbers to wandb.
+
+    position: the length of the file when the checkpoint was saved from which the run goes on: lines behind it are of steps that will be done
+    again, and are dropped. 0 starts the file anew.
+    """
+
+    def __init__(self, folder, config, wandb_project="", position=0):
         self.file, self.wandb, self.start = None, None, time.time()
         if not is_main_process():
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.file = open(Path(folder) / "metrics.jsonl", "a", buffering=1)
+        self.file.truncate(min(position, self.file.tell()))
         if wandb_project:
             try:
                 import wandb
             except ImportError:
                 raise BadInput("--wandb needs the package wandb: pip install wandb") from None
             self.wandb = wandb.init(project=wandb_project, name=Path(folder).name, config=config)
+
+    def position(self):
+        """The length of the file in bytes, for the checkpoint."""
+        return self.file.tell() if self.file else 0
 
     def write(self, step, **numbers):
         """Writes {"step": step, "seconds": since the start, **numbers}; floats keep 6 significant digits."""

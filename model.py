@@ -35,6 +35,7 @@ class ModelConfig:
     n_inner: int = 0            # width of the SwiGLU; 0: 8/3 of n_embd, rounded up to a multiple of 32 (as many parameters as a 4x GELU layer)
     qkv_bias: bool = False      # Qwen2 has it, LLaMA has not
     tie_embeddings: bool = True
+    look_back: bool = False     # each token also sees the embedding of the one before it, through a matrix of its own: see Model.body
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
 
@@ -55,9 +56,9 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding (RoFormer, arXiv 2104.09864), halves convention. x [B, T, heads, D]; cos, sin [B, T, 1, D/2]."""
+    """Rotary position embedding (RoFormer, arXiv 2104.09864), halves convention. x [N, heads, D]; cos, sin [N, 1, D], sin negative in the first half."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)
 
 
 def attend_group(q, k, v, prompt_k, prompt_v, prompt_mask):
@@ -69,16 +70,26 @@ def attend_group(q, k, v, prompt_k, prompt_v, prompt_mask):
     """
     B, K, G, M, R, D = q.shape
     S, P = k.size(3), prompt_k.size(2)
+    q = q * D ** -0.5  # rather the few queries than the many scores
     # G, M and R are folded into the query rows: the prompt's keys are read in place, once for the whole group
     to_prompt = (q.reshape(B, K, G * M * R, D) @ prompt_k.transpose(-1, -2)).view(B, K, G, M, R, P)
     to_self = (q.reshape(B, K, G, M * R, D) @ k.transpose(-1, -2)).view(B, K, G, M, R, S)
-    causal = torch.ones(R, S, dtype=torch.bool, device=q.device).tril(S - R)
-    to_prompt = to_prompt.masked_fill(~prompt_mask[:, None, None, None, None], float("-inf"))
-    to_self = to_self.masked_fill(~causal, float("-inf"))
-    weight = torch.softmax(torch.cat([to_prompt, to_self], dim=-1) / math.sqrt(D), dim=-1).to(v.dtype)  # [B, K, G, M, R, P + S]
+    seen = torch.ones(R, S, dtype=torch.bool, device=q.device).tril(S - R)
+    seen = torch.cat([prompt_mask[:, None].expand(B, R, P), seen.expand(B, R, S)], dim=-1)  # [B, R, P + S]
+    hide = torch.zeros(B, R, P + S, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
+    scores = torch.cat([to_prompt, to_self], dim=-1).add_(hide[:, None, None, None])  # [B, K, G, M, R, P + S]
+    weight = torch.softmax(scores, dim=-1).to(v.dtype)
     from_prompt = weight[..., :P].reshape(B, K, G * M * R, P) @ prompt_v
     from_self = weight[..., P:].reshape(B, K, G, M * R, S) @ v
     return from_prompt.view(B, K, G, M, R, D) + from_self.view(B, K, G, M, R, D)
+
+
+def spread(x, layout):
+    """Tokens [N, heads, D] -> [B, T, heads, D], zeros where there is padding."""
+    B, T, place = layout
+    if place is not None:
+        x = x.new_zeros(B * T, *x.shape[1:]).index_copy(0, place, x)
+    return x.view(B, T, *x.shape[1:])
 
 
 class Attention(nn.Module):
@@ -90,13 +101,17 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.n_embd, config.n_kv_head * self.head_dim, bias=config.qkv_bias)
         self.o = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=False)
 
-    def forward(self, x, cos, sin, P, G, prompt_mask, cache):
-        """x [B, P + G·R, C], prompt first (P may be 0 with a cache, R may be 0); cache: None or this layer's LayerCache. Returns the same shape."""
-        B, T, _ = x.shape
+    def forward(self, x, cos, sin, layout, P, G, prompt_mask, cache):
+        """
+        x [N, C]: the tokens of B rows of T = P + G·R, prompt first (P may be 0 with a cache, R may be 0), without their padding; cos, sin
+        [N, 1, D]; layout: (B, T, the place of each of the N tokens among the B·T, or None where there is no padding); cache: None or this
+        layer's LayerCache. Returns [N, C].
+        """
+        B, T, place = layout
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
-        q = rotate(self.q(x).view(B, T, H, D), cos, sin)
-        k = rotate(self.k(x).view(B, T, K, D), cos, sin)
-        v = self.v(x).view(B, T, K, D)
+        q = spread(rotate(self.q(x).view(-1, H, D), cos, sin), layout)  # [B, T, H, D]
+        k = spread(rotate(self.k(x).view(-1, K, D), cos, sin), layout)
+        v = spread(self.v(x).view(-1, K, D), layout)
         parts = []
         if P:
             prompt_q, prompt_k, prompt_v = (t[:, :P].transpose(1, 2) for t in (q, k, v))  # [B, H or K, P, D]
@@ -114,7 +129,8 @@ class Attention(nn.Module):
                 k, v = cache.append(k, v)
             y = attend_group(q, k, v, prompt_k, prompt_v, prompt_mask)
             parts.append(y.permute(0, 2, 4, 1, 3, 5).reshape(B, G * R, H * D))
-        return self.o(torch.cat(parts, dim=1))
+        y = torch.cat(parts, dim=1).view(B * T, H * D)
+        return self.o(y if place is None else y.index_select(0, place))
 
 
 class LayerCache:
@@ -181,6 +197,7 @@ class Model(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
+        self.look_back = nn.Linear(config.n_embd, config.n_embd, bias=False) if config.look_back else None
         D = config.n_embd // config.n_head
         self.register_buffer("frequency", config.rope_theta ** (-torch.arange(0, D, 2).float() / D), persistent=False)  # [D/2]
         for name, parameter in self.named_parameters():
@@ -195,27 +212,48 @@ class Model(nn.Module):
     def num_parameters(self):
         return sum(p.numel() for p in self.parameters())
 
-    def body(self, tokens, position, P, G, prompt_mask, caches=None):
-        """tokens, position [B, P + G·R] -> final hidden states [B, P + G·R, C]. caches: one LayerCache per layer while sampling."""
-        angle = position[..., None, None].float() * self.frequency  # [B, T, 1, D/2]
-        cos, sin = angle.cos(), angle.sin()
-        x = self.embed(tokens)
-        for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, P, G, prompt_mask, None if caches is None else caches[i])
-        return self.norm(x)
+    def body(self, tokens, before, position, P, G, prompt_mask, caches=None, real=None):
+        """
+        tokens, position [B, P + G·R], before (the token in front of each; -1: none) -> final hidden states [B, P + G·R, C].
 
-    def hidden(self, prompt, prompt_len, response):
+        caches: one LayerCache per layer while sampling. real [B, P + G·R]: False on padding, which then costs attention only; None: no padding.
+
+        A world model copies a lot: it looks for the place where a name stood before and says what followed there. That takes two layers of
+        attention that find each other late in training ("induction heads", arXiv 2209.11895). Where every token also carries the one before it
+        (look_back), one layer does it, and it is learned sooner.
+        """
+        B, T = tokens.shape
+        place = None if real is None else real.flatten().nonzero()[:, 0]  # [N]
+        tokens, before, position = (t.flatten() if place is None else t.flatten()[place] for t in (tokens, before, position))  # [N]
+        angle = position[:, None, None].float() * self.frequency  # [N, 1, D/2]
+        cos, sin = torch.cat([angle.cos()] * 2, dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)  # [N, 1, D]
+        x = self.embed(tokens)  # [N, C]
+        if self.look_back is not None:
+            x = x + self.look_back(self.embed(before.clamp(min=0))).masked_fill(before[:, None] < 0, 0.0)
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, (B, T, place), P, G, prompt_mask, None if caches is None else caches[i])
+        x = self.norm(x)
+        return (x if place is None else x.new_zeros(B * T, x.size(1)).index_copy(0, place, x)).view(B, T, -1)
+
+    def hidden(self, prompt, prompt_len, response, mask):
         """
         Hidden states that predict the response tokens, in one grouped pass.
 
-        prompt [B, P] right-padded, prompt_len [B] (1..P), response [B, G, R]. Returns [B, G, R, C]: entry r predicts response token r.
+        prompt [B, P] right-padded, prompt_len [B] (1..P), response, mask [B, G, R]: what stands behind the last True of mask is padding.
+        Returns [B, G, R, C]: entry r predicts response token r; zeros where r is padding.
         """
         B, P = prompt.shape
         G, R = response.shape[1:]
         inputs = response[..., :-1].flatten(1)  # [B, G·(R-1)]: the last token predicts nothing we need
         arange = torch.arange(max(P, R), device=prompt.device)
+        prompt_mask = arange[:P] < prompt_len[:, None]
         position = torch.cat([arange[:P].expand(B, P), (prompt_len[:, None] + arange[:R - 1]).repeat(1, G)], dim=1)
-        x = self.body(torch.cat([prompt, inputs], dim=1), position, P, G, arange[:P] < prompt_len[:, None])
+        last = prompt.gather(1, prompt_len[:, None] - 1)[:, None].expand(B, G, 1)  # what every response follows
+        before = torch.cat([shifted(prompt), torch.cat([last, response[..., :-2]], dim=2)[..., :R - 1].flatten(1)], dim=1)
+        needed = mask.flip(-1).cummax(-1).values.flip(-1)[..., 1:]  # [B, G, R - 1]: an input that something wanted comes after
+        real = torch.cat([prompt_mask, needed.flatten(1)], dim=1)
+        real = None if real.all() else real
+        x = self.body(torch.cat([prompt, inputs], dim=1), before, position, P, G, prompt_mask, real=real)
         first = x[torch.arange(B, device=x.device), prompt_len - 1]  # [B, C]: the prompt's last position predicts the first token of all G
         rest = x[:, P:].view(B, G, R - 1, -1)
         return torch.cat([first[:, None, None].expand(B, G, 1, -1), rest], dim=2)
@@ -233,7 +271,7 @@ class Model(nn.Module):
         Returns (logprob, entropy) [B, G, R] fp32, zero outside the mask. The vocabulary-wide rows exist for `chunk` positions at a time:
         they are recomputed in the backward pass rather than kept.
         """
-        hidden = self.hidden(prompt, prompt_len, response)[mask]  # [N, C]
+        hidden = self.hidden(prompt, prompt_len, response, mask)[mask]  # [N, C]
         target = response[mask]  # [N]
         place = mask.nonzero()[:, 2] if legal is not None else None  # [N] response position of each
 
@@ -269,7 +307,8 @@ class Model(nn.Module):
         ended = torch.zeros(B, G, dtype=torch.bool, device=device)
         caches = [LayerCache(G, R) for _ in self.blocks]
         prompt_mask = torch.arange(P, device=device) < prompt_len[:, None]
-        hidden = self.body(prompt, torch.arange(P, device=device).expand(B, P), P, G, prompt_mask, caches)
+        hidden = self.body(prompt, shifted(prompt), torch.arange(P, device=device).expand(B, P), P, G, prompt_mask, caches)
+        before = prompt.gather(1, prompt_len[:, None] - 1).expand(B, G)  # the token in front of the one that is chosen
         hidden = hidden[torch.arange(B, device=device), prompt_len - 1][:, None].expand(B, G, -1)  # [B, G, C]
         rows = torch.arange(B, device=device)  # the prompts still being answered; those whose whole group has ended drop out
         for t in range(R):
@@ -291,11 +330,17 @@ class Model(nn.Module):
                     if len(open_rows) <= len(rows) / 2:  # halve the batch: short answers do not wait for the longest
                         for cache in caches:
                             cache.keep(open_rows)
-                        rows, choice, prompt_mask = rows[open_rows], choice[open_rows], prompt_mask[open_rows]
+                        rows, choice, before, prompt_mask = rows[open_rows], choice[open_rows], before[open_rows], prompt_mask[open_rows]
             if t + 1 < R:
                 position = (prompt_len[rows] + t)[:, None].expand(-1, G)
-                hidden = self.body(choice, position, 0, G, prompt_mask, caches)  # [b, G, C]
+                hidden = self.body(choice, before, position, 0, G, prompt_mask, caches)  # [b, G, C]
+                before = choice
         return Rollout(tokens, logprob, length, ended)
+
+
+def shifted(tokens):
+    """The token in front of each of tokens [B, T]; -1 at the start."""
+    return torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=-1)
 
 
 def choose(logits, temperature, top_k=0, top_p=1.0, generator=None):

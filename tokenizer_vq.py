@@ -29,8 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import rewards
-from common import (BadInput, MetricsLog, autocast, load_checkpoint, one_of, parse_config, random_states, run_main, save_checkpoint,
-                    set_random_states, start_processes)
+from common import (BadInput, Guard, MetricsLog, autocast, load_checkpoint, newest_checkpoint, one_of, parse_config, random_states,
+                    refuse_other_options, resume_command, run_main, save_checkpoint, set_random_states, start_processes, watch_signals)
 from data.episodes import read_world_episodes
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -433,18 +433,20 @@ def main(argv):
     except ValueError as error:
         raise BadInput(str(error)) from None
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    step, trained, best = 0, 0.0, -math.inf
+    step, trained, best, evaluated, losses = 0, 0.0, -math.inf, -1, []
     if config.resume:
-        checkpoint = load_checkpoint(folder / "last.pt", device, make=f"python tokenizer_vq.py --world={config.world}")
+        checkpoint = newest_checkpoint(folder / "last.pt", device, make=f"python tokenizer_vq.py --world={config.world}")
         if checkpoint["model_config"] != asdict(tokenizer_config):
             different = [k for k, v in asdict(tokenizer_config).items() if checkpoint["model_config"].get(k) != v]
             raise BadInput(f"{folder / 'last.pt'} is of another tokenizer ({', '.join(different)} differ); give the same options, or another --name")
         tokenizer.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        step, trained, best = checkpoint["progress"]
+        refuse_other_options(config, checkpoint, ("seed",))
+        step, trained, best, evaluated, losses = checkpoint["progress"]
         set_random_states(checkpoint["random"])
     context = autocast(device, config.dtype)
-    log = MetricsLog(folder, asdict(config), config.wandb)
+    log = MetricsLog(folder, asdict(config), config.wandb, checkpoint["log_position"] if config.resume else 0)
+    guard, asked = Guard(folder / "last.pt"), watch_signals()
     shown = to_frames(draw_frames(val, max(1, config.eval_frames // (1 + later)), later, np.random.default_rng(0)), device)
     print(f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, {tokenizer.codes:,} codes, {tokenizer.tokens} tokens a frame"
           + (f", {tokenizer.dynamics_tokens} a later frame" if config.dynamics else "") + f", {sum(len(i) for i, _ in train):,} training frames")
@@ -452,25 +454,28 @@ def main(argv):
     def save(name):
         save_checkpoint(folder / name, {"model": tokenizer.state_dict(), "optimizer": optimizer.state_dict(), "config": asdict(config),
                                         "model_config": asdict(tokenizer_config), "stage": "tokenizer", "random": random_states(),
-                                        "seconds": trained, "progress": (step, trained, best)})
+                                        "seconds": trained, "progress": (step, trained, best, evaluated, losses), "log_position": log.position()},
+                        keep=name == "last.pt")
 
     bar = tqdm(unit="step", initial=step, total=config.steps or None)
-    losses = []
     while True:
         finished = (config.steps and step >= config.steps) or (config.seconds and trained >= config.seconds)
-        if finished or (step and step % config.eval_every == 0):
+        if evaluated != step and (finished or (step and step % config.eval_every == 0)):
             made, scores = validate(tokenizer, shown, tokenizer.codes)
             value = scores["psnr"] + scores.get("dynamics_psnr", 0.0)
             if value > best:
                 best = value
                 save("best.pt")
-            save("last.pt")
             picture(shown[:6].flatten(0, 1)[:9], made[:6].flatten(0, 1)[:9], folder / "reconstruction.png")
             log.write(step, train_seconds=trained, train_loss=sum(losses) / max(1, len(losses)), **{f"val_{k}": v for k, v in scores.items()})
             tqdm.write(f"step {step}: loss {sum(losses) / max(1, len(losses)):.4f}, validation: "
                        + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()) + f", {trained:.0f} s")
-            losses = []
+            losses, evaluated = [], step
+            save("last.pt")
         if finished:
+            break
+        if asked():
+            save("last.pt")
             break
         start = time.perf_counter()
         rng = np.random.default_rng([config.seed, step])  # the data of a step depend on nothing but its number
@@ -484,8 +489,9 @@ def main(argv):
         if perceptual:
             loss = loss + config.perceptual * rewards.lpips(made.flatten(0, 1), frames.flatten(0, 1), perceptual).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0).item()
+        if guard.finite(step, {"loss": loss.item(), "gradient norm": norm}, lambda: [f"as drawn by seed {config.seed} at step {step}"]):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         step += 1
@@ -493,6 +499,9 @@ def main(argv):
         bar.update()
         bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     bar.close()
+    if not finished:
+        print(f"stopped after step {step}, all is saved; go on with: {resume_command(argv)}")
+        return
     print(f"done: {step} steps in {trained:.0f} s; best validation in {folder / 'best.pt'}, {folder / 'reconstruction.png'} shows what the tokens keep")
 
 

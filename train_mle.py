@@ -18,8 +18,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import (BadInput, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, parse_config, plain_state_dict, random_states,
-                    run_main, save_checkpoint, set_random_states, start_processes)
+from common import (BadInput, Guard, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, newest_checkpoint, parse_config,
+                    plain_state_dict, random_states, refuse_other_options, resume_command, run_main, save_checkpoint, set_random_states,
+                    start_processes, watch_signals)
 from data import evaluate, load_world, reward_terms, weighted_sum
 from model import Model, ModelConfig
 
@@ -32,11 +33,12 @@ class Config:
     resume: bool = False        # go on with out/<name>/last.pt
     # the model
     n_layer: int = 4            # transformer blocks
-    n_head: int = 4             # attention heads
-    n_kv_head: int = 4          # key-value heads
+    n_head: int = 2             # attention heads; of 64 numbers each they cost half of what twice as many of 32 do
+    n_kv_head: int = 2          # key-value heads
     n_embd: int = 128           # width
     n_inner: int = 0            # width of the SwiGLU; 0: 8/3 of n_embd
     tie: bool = True            # one matrix for embeddings and output
+    look_back: bool = True      # every token sees the one before it from the first layer on: copying is learned sooner (not in LLaMA)
     # a step
     batch_size: int = 128       # transitions per step and process
     branches: int = 5           # records of one state that go behind one copy of it (text worlds with contexts)
@@ -67,18 +69,18 @@ class Config:
 
 
 # the paper's video model: 120M to 127M parameters, depending on the vocabulary ("138M" in the text; PAPER.md)
-PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_inner=3072, tie=False, batch_size=16, micro_batch=4, eval_records=16,
+PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_inner=3072, tie=False, look_back=False, batch_size=16, micro_batch=4, eval_records=16,
              eval_every=5000, steps=150000, warmup=1000)
 PRESETS = {
     "textgame": dict(world="textgame", batch_size=64, seconds=110, dtype="bfloat16"),
-    "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=120, dtype="bfloat16"),
+    "webnav": dict(world="webnav", batch_size=32, branches=4, seconds=230, dtype="bfloat16"),
     "robot": dict(world="robot", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
     "robot-multi": dict(world="robot-multi", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
     "paper-single": dict(PAPER),
     "paper-multi": dict(PAPER, world="paper-multi"),
     "smoke": dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, batch_size=16, steps=6, eval_every=3, eval_records=8, warmup=2),
-    "bytesized32": dict(world="bytesized32", n_layer=4, n_head=4, n_kv_head=4, n_embd=256, batch_size=128, branches=16, micro_batch=2, changed=0.5,
-                        power=0.3, renumber=0.3, warmup=50, eval_every=150, eval_records=400),
+    "bytesized32": dict(world="bytesized32", n_layer=4, n_head=4, n_kv_head=4, n_embd=256, batch_size=128, branches=16, micro_batch=4, changed=0.5,
+                        power=0.3, renumber=0.3, warmup=50, seconds=2100, eval_every=300, eval_records=400, dtype="bfloat16"),
 }
 
 
@@ -109,15 +111,17 @@ def main(argv):
     # model and optimizer
     checkpoint = None
     if config.resume or config.init_from:
-        checkpoint = load_checkpoint(folder / "last.pt" if config.resume else config.init_from, device)
+        checkpoint = newest_checkpoint(folder / "last.pt", device) if config.resume else load_checkpoint(config.init_from, device)
         if checkpoint["world"] != world.fingerprint:
             raise BadInput(f"the checkpoint was trained on another world ({checkpoint['world']}, not {world.fingerprint}); "
                            f"name the right one with --world, or train anew")
+        if config.resume:
+            refuse_other_options(config, checkpoint, ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie", "look_back", "seed"))
         model_config = ModelConfig(**checkpoint["model_config"])
     else:
         try:
             model_config = ModelConfig(world.vocab_size, world.block_size, config.n_layer, config.n_head, config.n_kv_head, config.n_embd, config.n_inner,
-                                       tie_embeddings=config.tie)
+                                       tie_embeddings=config.tie, look_back=config.look_back)
         except ValueError as error:
             raise BadInput(f"no model has this shape: {error}") from None
     torch.manual_seed(config.seed)  # all ranks start from the same weights
@@ -127,18 +131,20 @@ def main(argv):
     others = [p for name, p in model.named_parameters() if not (name.startswith("blocks") and p.dim() == 2)]
     optimizers = [torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
                   torch.optim.AdamW(others, lr=config.lr / 5, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda")]
-    step, trained, best, stale, decay_from, before = 0, 0.0, -math.inf, 0, 0, 0.0  # `trained`: seconds spent in training steps
+    step, trained, best, stale, decay_from, evaluated, losses = 0, 0.0, -math.inf, 0, 0, -1, []  # `trained`: seconds spent in training steps
+    before = 0.0
     if checkpoint:
         model.load_state_dict(checkpoint["model"])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
         before = checkpoint["seconds_before"] + (0 if config.resume else checkpoint["seconds"])  # of the stages this one builds on
     if config.resume:
-        step, trained, best, stale, decay_from = checkpoint["progress"]
+        step, trained, best, stale, decay_from, evaluated, losses = checkpoint["progress"]
         set_random_states(checkpoint["random"])
     network = torch.compile(model, dynamic=True) if config.compile else model
     network = DistributedDataParallel(network) if world_size > 1 else network
-    log = MetricsLog(folder, asdict(config), config.wandb)
+    log = MetricsLog(folder, asdict(config), config.wandb, checkpoint["log_position"] if config.resume else 0)
+    guard, asked = Guard(folder / "last.pt"), watch_signals()
     val = np.random.default_rng(0).permutation(len(world.records["val"]))[:config.eval_records].tolist()
     if is_main_process():
         print(f"{model.num_parameters():,} parameters, {len(world.records['train']):,} training transitions, {device}, {world_size} process(es)")
@@ -150,18 +156,19 @@ def main(argv):
             save_checkpoint(folder / name, {
                 "model": plain_state_dict(network), "optimizers": [o.state_dict() for o in optimizers], "config": asdict(config), "stage": "mle",
                 "model_config": asdict(model_config), "world": world.fingerprint, "random": random_states(), "seconds": trained,
-                "seconds_before": before, "progress": (step, trained, best, stale, decay_from)})
+                "seconds_before": before, "progress": (step, trained, best, stale, decay_from, evaluated, losses),
+                "log_position": log.position()}, keep=name == "last.pt")
 
     def finished():
         return decay_from and step >= decay_from + decay_steps()
 
     def decay_steps():
-        return math.ceil(decay_from * config.decay / (1 - config.decay))
+        return config.steps - decay_from if config.steps else math.ceil(decay_from * config.decay / (1 - config.decay))
 
     bar = tqdm(disable=not is_main_process(), unit="step", initial=step, total=config.steps or None)
-    losses, tokens, window = [], 0, time.perf_counter()
+    tokens, window = 0, time.perf_counter()
     while True:
-        if (step % config.eval_every == 0 and (step or checkpoint)) or finished():
+        if evaluated != step and ((step % config.eval_every == 0 and (step or checkpoint)) or finished()):
             pause = time.perf_counter()
             model.eval()
             scores, _ = evaluate(model, world, "val", val, [name for _, name in headline], batch_size=128)
@@ -179,12 +186,15 @@ def main(argv):
             if is_main_process():
                 tqdm.write(f"step {step}: train loss {train_loss:.4f}, validation loss {loss:.4f}, {world.headline} {value:.4f} "
                            f"(best {best:.4f}), {speed:,.0f} tokens/s, {trained:.0f} s")
-            losses, tokens = [], 0
+            losses, tokens, evaluated = [], 0, step
             save("last.pt")
-            if finished():
-                break
             model.train()
             window = time.perf_counter()
+        if finished():
+            break
+        if asked():
+            save("last.pt")
+            break
 
         # the learning rate of this step
         out_of_patience = stale > config.patience and not (config.steps or config.seconds)
@@ -215,8 +225,11 @@ def main(argv):
             total += loss.item() / world_size
             tokens += prompt_len.sum().item() + ((weight > 0) * torch.arange(1, weight.size(-1) + 1, device=device)).amax(-1).sum().item()  # without padding
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
+        if guard.finite(step, {"gradient norm": norm, "loss": total}, lambda: world.draw("train", max(1, config.batch_size // config.branches),
+                                                                         np.random.default_rng([config.seed, step, rank]), config.changed, config.power)):
+            for optimizer in optimizers:
+                optimizer.step()
         for optimizer in optimizers:
-            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         losses.append(all_reduce([total])[0])
         step += 1
@@ -224,7 +237,9 @@ def main(argv):
         bar.update()
         bar.set_postfix(loss=f"{losses[-1]:.3f}", norm=f"{norm:.2f}", refresh=False)
     bar.close()
-    if is_main_process():
+    if is_main_process() and not finished():
+        print(f"stopped after step {step}, all is saved; go on with: {resume_command(argv)}")
+    elif is_main_process():
         print(f"done: {step} steps in {trained:.0f} s of training; best validation {world.headline} {best:.4f} in {folder / 'best.pt'}")
 
 

@@ -22,8 +22,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import (BadInput, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, one_of, parse_config, plain_state_dict,
-                    random_states, run_main, save_checkpoint, set_random_states, start_processes)
+from common import (BadInput, Guard, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, newest_checkpoint, one_of, parse_config,
+                    plain_state_dict, random_states, resume_command, run_main, save_checkpoint, set_random_states, start_processes, watch_signals)
 from data import evaluate, load_world, reward_terms, weighted_sum
 from model import Model, ModelConfig
 
@@ -80,7 +80,7 @@ PAPER = dict(group=5, prompts=128, lr=1e-6, warmup=1, kl=1e-3, entropy=1e-3, dua
 PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, eval_records=64)
 PRESETS = {
     "textgame": dict(world="textgame", group=8, changed=0.6, steps=1000, seconds=90, micro_batch=8, eval_records=512),
-    "webnav": dict(world="webnav", group=8, steps=1000, seconds=90, micro_batch=8),
+    "webnav": dict(world="webnav", group=8, steps=1000, seconds=60, micro_batch=8),
     "bytesized32": dict(world="bytesized32", group=8, changed=0.5, power=0.3, steps=1000, seconds=900, micro_batch=8, dtype="bfloat16"),
     "robot": dict(world="robot", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),
     "robot-multi": dict(world="robot-multi", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),
@@ -290,12 +290,25 @@ def update(network, model, optimizer, world, experience, config, context, world_
         totals["clipped"] += clipped.sum()
         totals["ratio"] += rho.detach().masked_fill(~e.mask, 0).sum()
         totals["ratio_error"] += (rho.detach() - 1).abs().masked_fill(~e.mask, 0).sum()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
-    optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_norm).item()
+    if math.isfinite(norm):  # the loop's guard counts those that are not
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     names = list(totals)
     values = all_reduce([float(totals[name]) for name in names])
-    return dict(zip(names, [values[0]] + [v / tokens for v in values[1:]]), norm=norm.item())
+    return dict(zip(names, [values[0]] + [v / tokens for v in values[1:]]), norm=norm)
+
+
+def troubles(rows):
+    """Sentences about what the last rows of the log look like, {kind: sentence}: what is wrong and what to try."""
+    found = {}
+    if len(rows) >= 20 and all(row["equal_groups"] == 1 for row in rows[-20:]):
+        found["equal"] = "all groups of the last 20 steps had equal rewards, so nothing is learned; try a higher --temperature, a larger --group or another --reward"
+    if rows[-1]["limit"] > 0.5:
+        found["limit"] = "more than half of the answers never end; try a lower --lr or a higher --kl, or go back to an earlier checkpoint"
+    if rows[-1]["kl"] > 1:
+        found["kl"] = "the policy is more than 1 nat per token away from the starting model; try a lower --lr or a higher --kl"
+    return found
 
 
 def main(argv):
@@ -317,7 +330,7 @@ def main(argv):
     # policy, reference, optimizer
     name = Path(config.world).name
     path = folder / "last.pt" if config.resume else config.init_from or f"out/{name}-mle/best.pt"
-    checkpoint = load_checkpoint(path, device, make=f"python train_mle.py --world={config.world}")
+    checkpoint = (newest_checkpoint if config.resume else load_checkpoint)(path, device, make=f"python train_mle.py --world={config.world}")
     if checkpoint["world"] != world.fingerprint:
         raise BadInput(f"{path} was trained on another world ({checkpoint['world']}, not {world.fingerprint}); name the right one with --world or --init_from")
     model = Model(ModelConfig(**checkpoint["model_config"])).to(device)
@@ -329,15 +342,16 @@ def main(argv):
     model.load_state_dict(checkpoint["model"])
     model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda")
-    step, trained, best = 0, 0.0, -math.inf
+    step, trained, best, evaluated = 0, 0.0, -math.inf, -1
     before = checkpoint["seconds_before"] + (0 if config.resume else checkpoint["seconds"])  # of the stages this one builds on
     if config.resume:
         optimizer.load_state_dict(checkpoint["optimizer"])
-        step, trained, best = checkpoint["progress"]
+        step, trained, best, evaluated = checkpoint["progress"]
         set_random_states(checkpoint["random"])
     network = torch.compile(model, dynamic=True) if config.compile else model
     network = DistributedDataParallel(network) if world_size > 1 else network
-    log = MetricsLog(folder, asdict(config), config.wandb)
+    log = MetricsLog(folder, asdict(config), config.wandb, checkpoint["log_position"] if config.resume else 0)
+    guard, asked = Guard(folder / "last.pt"), watch_signals()
     val = np.random.default_rng(0).permutation(len(world.records["val"]))[:config.eval_records].tolist()
 
     def save(filename):
@@ -345,14 +359,16 @@ def main(argv):
             save_checkpoint(folder / filename, {
                 "model": plain_state_dict(network), "reference": reference.state_dict(), "optimizer": optimizer.state_dict(), "stage": "rlvr",
                 "config": asdict(config), "model_config": asdict(model.config), "world": world.fingerprint, "random": random_states(),
-                "seconds": trained, "seconds_before": before, "progress": (step, trained, best)})
+                "seconds": trained, "seconds_before": before, "progress": (step, trained, best, evaluated), "log_position": log.position()},
+                keep=filename == "last.pt")
 
     # -----------------------------------------------------------------------------------------------------------------
     # the loop: sample, decode and score, compare within the group, update
     bar = tqdm(disable=not is_main_process(), unit="step", initial=step, total=config.steps)
+    recent, told = [], set()
     while True:
         finished = step >= config.steps or (config.seconds and trained >= config.seconds)
-        if step % config.eval_every == 0 or finished:
+        if evaluated != step and (step % config.eval_every == 0 or finished):
             scores, answers = evaluate(model, world, "val", val, list(world.metrics))
             means = {f"val_{n}": v.mean().item() for n, v in scores.items()}
             value = weighted_sum(world, headline, scores).mean().item()
@@ -363,24 +379,29 @@ def main(argv):
             if is_main_process():
                 tqdm.write(f"step {step}: validation, greedy: {', '.join(f'{n[4:]} {v:.4f}' for n, v in means.items())} "
                            f"(best {chosen_by} {best:.4f}), {answers['length']:.1f} tokens, {trained:.0f} s")
+            evaluated = step
             save("last.pt")
         if finished:
+            break
+        if asked():
+            save("last.pt")
             break
 
         # sample and score; the random numbers of a step depend on seed, step and rank only, so resuming is exact and ranks differ
         start = time.perf_counter()
         rng = np.random.default_rng([config.seed, step, rank])
         generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
-        kept, sampling, scoring, drawn, wasted = [], 0.0, 0.0, 0, 0
+        kept, sampling, scoring, drawn_records, wasted = [], 0.0, 0.0, [], 0
         for attempt in range(config.redraw + 1):
             missing = config.prompts - sum(len(e.prompt) for e in kept)
             if not missing:
                 break
             numbers = sorted(world.draw("train", missing, rng, config.changed, config.power), key=lambda i: world.prompt_length("train", i))
+            drawn_records += numbers
             for i in range(0, missing, config.micro_batch):
                 e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + config.micro_batch], terms, config, generator)
                 flat = equal_rewards(e.rewards)
-                sampling, scoring, drawn, wasted = sampling + seconds_sampling, scoring + seconds_scoring, drawn + len(flat), wasted + flat.sum().item()
+                sampling, scoring, wasted = sampling + seconds_sampling, scoring + seconds_scoring, wasted + flat.sum().item()
                 kept.append(select(e, ~flat) if config.redraw and attempt < config.redraw else e)
         experience = join(kept, world.eos_id)
         experience.advantages = group_advantages(experience.rewards, config.advantage)
@@ -402,18 +423,27 @@ def main(argv):
         step += 1
         trained = all_reduce([trained + end - start], "max")[0]
         lengths = experience.mask.sum(-1).float()
-        mean = all_reduce([experience.rewards.mean().item(), experience.rewards.std(1).mean().item(), wasted / drawn, lengths.mean().item(),
+        mean = all_reduce([experience.rewards.mean().item(), experience.rewards.std(1).mean().item(), wasted / len(drawn_records), lengths.mean().item(),
                            1 - experience.ended.float().mean().item(), sampling, scoring, updating - start - sampling - scoring,
                            end - updating, lengths.sum().item() / (end - start)], "mean")
         row = dict(zip(("reward", "reward_std", "equal_groups", "length", "limit", "sampling_s", "scoring_s", "reference_s", "update_s",
                         "tokens_per_second"), mean))
         row["limit"] = row["limit"] if world.eos_id is not None else 0.0
         row.update({n: sum(r[n] for r in rows) / len(rows) for n in rows[0] if n != "ratio_error"})
+        guard.finite(step, {n: sum(r[n] for r in rows) for n in ("loss", "ratio", "norm")} | {"reward": row["reward"]}, lambda: drawn_records)
+        row["skipped"] = guard.skipped
         log.write(step, train_seconds=trained, **row, ratio_error_first=rows[0]["ratio_error"], lr=optimizer.param_groups[0]["lr"])
+        recent = [*recent[-19:], row]
+        for kind, sentence in troubles(recent).items():
+            if kind not in told and is_main_process():
+                tqdm.write(f"step {step}: {sentence}")
+            told.add(kind)
         bar.update()
         bar.set_postfix({n: f"{row[n]:.3g}" for n in ("reward", "equal_groups", "kl", "entropy", "length")}, refresh=False)
     bar.close()
-    if is_main_process():
+    if is_main_process() and not finished:
+        print(f"stopped after step {step}, all is saved; go on with: {resume_command(argv)}")
+    elif is_main_process():
         print(f"done: {step} steps in {trained:.0f} s of training; best validation {chosen_by} {best:.4f} in {folder / 'best.pt'}")
 
 

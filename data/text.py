@@ -29,21 +29,24 @@ SPLITS = ("train", "val", "test")
 # ---------------------------------------------------------------------------------------------------------------------
 # Byte-pair encoding: trained here, run by tiktoken
 
-# '#12' and '[12]' are one piece (a uuid, the id of a web page's node), so that a model copies them as one token; other digits stand alone (so
-# that numbers are spelled the same way everywhere), words keep their leading blank
-PIECES = r"#\d+|\[\d+\]|\d| ?[!~@]?[^\W\d_][^\W\d]*| ?[^\s\w#]+|\s+|."
+# What may become a token, by domain. '#12' is one piece (a uuid), digits stand alone (so that numbers are spelled the same way everywhere), words
+# keep their leading blank. On web pages '[12]', the id of a node, is one piece, and so is the text behind it, up to the end of the line: what a
+# shop says often becomes one token, which stands right behind its id.
+WORDS = r"#\d+|\d| ?[!~@]?[^\W\d_][^\W\d]*| ?[^\s\w#]+|\s+|."
+LINES = r"\[\d+\]|[^\[\]\n\t]+|\n+\t*|\t+|."
+PIECES = {"textgame": WORDS, "webnav": LINES, "text": WORDS}
 
 
-def train_bpe(texts, vocab_size):
+def train_bpe(texts, vocab_size, pattern=WORDS):
     """
-    Byte-pair encoding (Sennrich et al., arXiv 1508.07909) of texts, an iterable of (text, count).
+    Byte-pair encoding (Sennrich et al., arXiv 1508.07909) of texts, an iterable of (text, count); merges stay inside the pattern's pieces.
 
     Returns the bytes of ids 256, 257, ...; ids below 256 are the single bytes; the last id of the vocabulary is left for the end token.
     Deterministic: of equally frequent pairs the smallest is merged.
     """
     counts = Counter()
     for text, count in texts:
-        for piece in re.findall(PIECES, text):
+        for piece in re.findall(pattern, text):
             counts[piece] += count
     words = [list(bytes([b]) for b in piece.encode("utf-8", "replace")) for piece in counts]
     weights = list(counts.values())
@@ -77,11 +80,11 @@ def train_bpe(texts, vocab_size):
     return merged
 
 
-def encoding(merged):
-    """A tiktoken.Encoding of the vocabulary that train_bpe returned. Special tokens: none, so no text can spell the end token."""
+def encoding(merged, pattern=WORDS):
+    """A tiktoken.Encoding of the vocabulary that train_bpe returned, with the same pattern. Special tokens: none, so no text can spell the end token."""
     ranks = {bytes([b]): b for b in range(256)}
     ranks.update({token: 256 + i for i, token in enumerate(merged)})
-    return tiktoken.Encoding("world", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding("world", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ def write_text_world(folder, domain, splits, vocab_size=1024, reward=None, **met
         texts[record["response"]] += 1
         texts[record["prompt"]] += 1
     texts.update({context: 1 for context in {record["context"] for record in splits["train"] if record.get("context")}})
-    merged = train_bpe(texts.items(), vocab_size)
+    merged = train_bpe(texts.items(), vocab_size, PIECES[domain])
     temporary = folder.with_name(folder.name + f".tmp{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
@@ -232,11 +235,11 @@ class TextWorld:
             raise BadInput(f"there is no text world in {self.folder} (no meta.json); make one with {make}")
         try:
             self.meta = json.loads((self.folder / "meta.json").read_text())
-            self.bpe = encoding([bytes.fromhex(token) for token in json.loads((self.folder / "bpe.json").read_text())])
             self.domain, self.reward = self.meta["domain"], self.meta["reward"]
+            self.bpe = encoding([bytes.fromhex(token) for token in json.loads((self.folder / "bpe.json").read_text())], PIECES[one_of("domain", self.domain, PIECES)])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{self.folder}: meta.json or bpe.json is damaged ({error}); make the world again with {make}") from None
-        self.score_record, self.metrics = METRICS[one_of("domain", self.domain, METRICS)]
+        self.score_record, self.metrics = METRICS[self.domain]
         self.headline, self.nothing_changes = HEADLINE[self.domain], NOTHING_CHANGES[self.domain]
         self.split_metrics = {"textgame": ("strict_binary", "official_binary"), "webnav": ("strict_f1",)}.get(self.domain, ())  # by changed, by kind
         self.variants = ()

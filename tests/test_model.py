@@ -2,13 +2,13 @@
 import pytest
 import torch
 
-from model import Model, ModelConfig, choose
+from model import Model, ModelConfig, choose, shifted
 
 V, EOS = 23, 22
 
 
 def small(**changes):
-    return Model(ModelConfig(**{**dict(vocab_size=V, block_size=64, n_layer=2, n_head=4, n_kv_head=2, n_embd=32), **changes})).eval()
+    return Model(ModelConfig(**{**dict(vocab_size=V, block_size=64, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, look_back=True), **changes})).eval()
 
 
 def lively(model, scale=2):
@@ -36,7 +36,7 @@ def naive_logprobs(model, prompt, prompt_len, response, temperature=1.0, legal=N
             p = prompt[b, :prompt_len[b]]
             sequence = torch.cat([p, response[b, g]])[None]
             T = sequence.size(1)
-            hidden = model.body(sequence, torch.arange(T)[None], T, 1, None)[0, len(p) - 1:-1]
+            hidden = model.body(sequence, shifted(sequence), torch.arange(T)[None], T, 1, None)[0, len(p) - 1:-1]
             logprobs = model.logits(hidden, legal, temperature).log_softmax(-1)
             out[b, g] = logprobs.gather(-1, response[b, g][:, None])[:, 0]
     return out
@@ -63,7 +63,7 @@ def test_same_logits_as_transformers(kind):
     tokens = torch.randint(0, 50, (2, 20))
     prompt, response = tokens[:, :12], tokens[:, 12:]
     expected = theirs(tokens).logits
-    got = ours.logits(ours.hidden(prompt, torch.tensor([12, 12]), response[:, None]))[:, 0]  # the grouped path, G = 1
+    got = ours.logits(ours.hidden(prompt, torch.tensor([12, 12]), response[:, None], torch.ones_like(response[:, None], dtype=torch.bool)))[:, 0]  # the grouped path, G = 1
     assert torch.allclose(got, expected[:, 11:-1], atol=1e-4, rtol=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_sampled_logprobs_equal_teacher_forced_ones(setting):
     if setting == "forced":
         forced = torch.full((3, R), -1)
         forced[:, 2] = torch.tensor([1, 2, 3])
-    rollout = model.sample(prompt, prompt_len, 8, R, EOS, legal, forced, temperature=0.8, generator=torch.Generator().manual_seed(1))
+    rollout = model.sample(prompt, prompt_len, 64, R, EOS, legal, forced, temperature=0.8, generator=torch.Generator().manual_seed(1))
     mask = rollout.mask()
     scored, _ = model(prompt, prompt_len, rollout.tokens, mask, legal, 0.8)
     assert torch.allclose(scored[mask], rollout.logprob[mask], atol=1e-4)
@@ -188,7 +188,7 @@ def test_entropy_is_that_of_the_legal_distribution():
     legal[:, 5:] = False
     response = response % 5
     _, entropy = model(prompt, prompt_len, response, mask, legal, 0.9)
-    hidden = model.hidden(prompt, prompt_len, response)
+    hidden = model.hidden(prompt, prompt_len, response, mask)
     expected = torch.distributions.Categorical(logits=model.head(hidden)[..., :5] / 0.9).entropy()
     assert torch.allclose(entropy[mask], expected[mask], atol=1e-5)
 

@@ -77,11 +77,11 @@ class Shop:
 def make_shop(seed):
     """Four categories of four to six products each, one of them sold out; two categories come in sizes."""
     rng = random.Random(f"shop {seed}")
-    nouns = rng.sample(NOUNS, 4)
-    sized = rng.sample(nouns, 2)
+    nouns = rng.sample(NOUNS, 3)
+    sized = rng.sample(nouns, 1)
     products = []
     for noun in nouns:
-        adjectives = rng.sample(ADJECTIVES, rng.randint(4, 6))
+        adjectives = rng.sample(ADJECTIVES, 4)
         prices = rng.sample(range(6, 36), len(adjectives))
         sold_out = rng.choice(adjectives)
         products += [Product(f"{a} {noun}", noun + "s", price, noun in sized, a == sold_out) for a, price in zip(adjectives, prices)]
@@ -515,7 +515,7 @@ def transitions(sessions, seed=0, shop_seed=0, steps=8, actions=4, most_items=13
     for session in sessions:
         rng = random.Random(f"visit {seed} {session}")
         state = first_state(shop, rng)
-        tree = number(render(shop, state), {}, first=rng.randint(10, 60))
+        tree = number(render(shop, state), {}, first=1)
         for _ in range(steps):
             ways = []
             for action in distinct_actions(shop, tree, rng, actions):
