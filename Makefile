@@ -1,4 +1,4 @@
-# make demo | make demo WORLD=webnav | make demo WORLD=robot | make matrix | make test: everything else is set up on the way (python3 with venv is all it needs)
+# make demo | make demo WORLD=webnav | make demo WORLD=robot | make matrix | make bench | make test | make soak: everything else is set up on the way (python3 with venv is all it needs)
 WORLD ?= textgame
 PYTHON ?= python3
 RUN = .venv/bin/python
@@ -9,7 +9,7 @@ SOURCE = $(if $(VIDEO),robot,$(WORLD))
 METRICS = mae mse psnr ssim
 comma = ,
 
-.PHONY: demo matrix test clean
+.PHONY: demo matrix bench test soak clean
 
 # prepare -> maximum likelihood -> reinforcement learning -> its rival, likelihood for the same wall-clock at two rates -> the table
 demo: .venv/installed
@@ -27,8 +27,17 @@ matrix: .venv/installed
 	for metric in $(METRICS); do $(RUN) train_rlvr.py --preset=robot --reward=$$metric --choose=$$metric --name=robot-rlvr-$$metric || exit 1; done
 	$(RUN) sample.py --world=robot --eval --best_of=0 --out=out/robot-matrix --each --rlvr=$(subst $(eval ) ,$(comma),$(foreach m,$(METRICS),out/robot-rlvr-$(m)/best.pt))
 
+# speed and memory; make bench ARGS=--peer=hf,trl runs others beside (they are installed then)
+bench: .venv/installed
+	$(if $(findstring peer,$(ARGS)),$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt)
+	$(RUN) bench.py $(ARGS)
+
 test: .venv/installed-dev
 	$(RUN) -m pytest -q
+
+# kills, resumes and corrupts training runs for ten minutes; make soak ARGS="--minutes=60 --seed=1"
+soak: .venv/installed
+	$(RUN) tests/soak.py $(ARGS)
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

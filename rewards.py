@@ -279,11 +279,10 @@ def official_sections(text):
     "None" is a line like any other, and so is prose after a heading.
     """
     sections, items = {heading: set() for heading in HEADINGS}, set()
-    for line in text.split("\n"):
-        heading = next((heading for heading in HEADINGS if line.startswith(heading)), None)
-        if heading:
-            items = sections[heading]
-        elif line.strip():
+    for line in filter(str.strip, text.split("\n")):
+        if line.startswith(HEADINGS):
+            items = sections[next(heading for heading in HEADINGS if line.startswith(heading))]
+        else:
             items.add(line.strip())
     return sections
 
@@ -314,10 +313,10 @@ def strict_items(text):
     """
     sections = {"": []}
     lines = sections[""]
-    for line in map(str.strip, text.split("\n")):
+    for line in filter(None, map(str.strip, text.split("\n"))):
         if line in HEADINGS and line not in sections:
             lines = sections[line] = []
-        elif line:
+        else:
             lines.append(line)
     return Counter((heading, line) for heading, lines in sections.items() if heading == "" or lines != ["None"] for line in lines)
 

@@ -73,7 +73,7 @@ PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_i
              eval_every=5000, steps=150000, warmup=1000)
 PRESETS = {
     "textgame": dict(world="textgame", batch_size=64, seconds=110, dtype="bfloat16"),
-    "webnav": dict(world="webnav", batch_size=32, branches=4, seconds=230, dtype="bfloat16"),
+    "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=130, dtype="bfloat16"),
     "robot": dict(world="robot", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
     "robot-multi": dict(world="robot-multi", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
     "paper-single": dict(PAPER),
@@ -160,10 +160,11 @@ def main(argv):
                 "log_position": log.position()}, keep=name == "last.pt")
 
     def finished():
-        return decay_from and step >= decay_from + decay_steps()
+        return bool(config.steps and step >= config.steps) or bool(decay_from and step >= decay_from + decay_steps())
 
     def decay_steps():
-        return config.steps - decay_from if config.steps else math.ceil(decay_from * config.decay / (1 - config.decay))
+        steps = math.ceil(decay_from * config.decay / (1 - config.decay))
+        return min(steps, config.steps - decay_from) if config.steps else steps
 
     bar = tqdm(disable=not is_main_process(), unit="step", initial=step, total=config.steps or None)
     tokens, window = 0, time.perf_counter()

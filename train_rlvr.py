@@ -80,7 +80,7 @@ PAPER = dict(group=5, prompts=128, lr=1e-6, warmup=1, kl=1e-3, entropy=1e-3, dua
 PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, eval_records=64)
 PRESETS = {
     "textgame": dict(world="textgame", group=8, changed=0.6, steps=1000, seconds=90, micro_batch=8, eval_records=512),
-    "webnav": dict(world="webnav", group=8, steps=1000, seconds=60, micro_batch=8),
+    "webnav": dict(world="webnav", group=8, steps=1000, seconds=90),
     "bytesized32": dict(world="bytesized32", group=8, changed=0.5, power=0.3, steps=1000, seconds=900, micro_batch=8, dtype="bfloat16"),
     "robot": dict(world="robot", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),
     "robot-multi": dict(world="robot-multi", prompts=16, steps=1000, seconds=120, micro_batch=8, eval_records=64, dtype="bfloat16"),

@@ -147,6 +147,9 @@ def read_jsonl(path, needed=("prompt", "response"), make="the prepare.py that ma
             for key in needed:
                 if not isinstance(record.get(key), str):
                     raise BadInput(f"{path}, line {number}: the record has no text under {key!r}; each line needs {', '.join(needed)}")
+            for key in ("context", "truth", "kind"):
+                if not isinstance(record.get(key, ""), str):
+                    raise BadInput(f"{path}, line {number}: what stands under {key!r} is no text; make it one, or leave it out")
             records.append(record)
     if not records:
         raise BadInput(f"{path} is empty; make it again with {make}")

@@ -191,7 +191,7 @@ def test_one_failing_rank_ends_all_of_them_with_its_error(house, tmp_path):
 
 
 def test_two_processes_resume_as_if_never_stopped(house, tmp_path):
-    """Stopped by SIGTERM and resumed under torchrun with two gloo processes: the weights of the undisturbed run."""
+    """Killed and resumed under torchrun with two gloo processes: the weights of the undisturbed run."""
     def torchrun(*arguments):
         return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29615", str(ROOT / "train_mle.py"), "--preset=smoke",
                 f"--world={house / 'textgame'}", "--steps=40", "--eval_every=5", *arguments]
@@ -211,7 +211,7 @@ def test_two_processes_resume_as_if_never_stopped(house, tmp_path):
             pass
     subprocess.run(torchrun("--name=cut", "--resume"), cwd=tmp_path, check=True, capture_output=True, env=environment, timeout=200)
     whole, cut = (common.load_checkpoint(tmp_path / "out" / name / "last.pt") for name in ("whole", "cut"))
-    assert whole["progress"][0] == cut["progress"][0] == 40
+    assert whole["progress"][0] == cut["progress"][0] == 40  # and no more steps than were asked for
     assert all(torch.equal(whole["model"][name], cut["model"][name]) for name in whole["model"])
     steps = [[json.loads(line)["step"] for line in (tmp_path / "out" / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
     assert steps[0] == steps[1]

@@ -180,10 +180,11 @@ def test_bpe_encodes_as_its_merges_say_and_loses_nothing(world):
         bytes.fromhex(t) for t in json.loads((world.folder / "bpe.json").read_text()))}
     import re
     from data.text import PIECES
+    pattern = PIECES[world.domain]
     for record in world.records["train"][:40]:
         for text in (record["context"], record["prompt"], record["response"]):
             ids = []
-            for piece in re.findall(PIECES, text):
+            for piece in re.findall(pattern, text):
                 parts = [bytes([b]) for b in piece.encode()]
                 while len(parts) > 1:
                     rank, i = min((ranks.get(parts[i] + parts[i + 1], 10 ** 9), i) for i in range(len(parts) - 1))

@@ -24,7 +24,7 @@ class Config:
     source: str = "procedural"  # procedural or webarena
     path: str = ""              # webarena: a .jsonl or .parquet file, or a folder of them
     out: str = ""               # the world's folder; empty: data/webnav or data/webarena
-    sessions: int = 120         # procedural: visits to the shop, about 30 transitions each; 1/9 are for validation, 1/9 for test
+    sessions: int = 240         # procedural: visits to the shop, about 30 transitions each; 1/9 are for validation, 1/9 for test
     seed: int = 0               # procedural: which shop, and which visits
     vocab_size: int = 1024      # tokens of the byte-pair encoding, the 256 bytes and the end token included
 

@@ -7,7 +7,7 @@ number() gives the nodes their ids; difference() compares two numbered trees. tr
 
 The page tells all but one thing: whatever decides the outcome of an action (cart, coupon, typed text, where "back" leads) can be read off the
 tree, or belongs to the catalogue, which never changes. The exception is what every real shop has: links "For you", drawn anew for each page
-that opens. Nobody can predict them, so a model that is judged by F1 does best to leave them out; likelihood teaches it to guess.
+that opens, at times none. Nobody can predict them: a model that is judged by F1 does best to leave them out, likelihood teaches it to guess.
 """
 import random
 import re
@@ -26,7 +26,7 @@ PER_PAGE = 2         # product links on a page
 SUGGESTIONS = 2      # products offered below the search box
 MOST_LINES = 2       # different things in a cart
 MOST_OF_ONE = 2      # pieces of one thing in a cart
-FOR_YOU = 2          # links to products drawn at random, on every page
+FOR_YOU = 3          # places for links "For you" on every page; each holds a product drawn at random, or none
 
 
 class Product(NamedTuple):
@@ -39,7 +39,7 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Shop:
-    """Categories, products, the products on the home page, the coupons that work, and how many random links a page has."""
+    """Categories, products, the products on the home page, the coupons that work, and how many random links a page has at most."""
     categories: tuple
     products: tuple
     featured: tuple
@@ -75,7 +75,7 @@ class Shop:
 
 
 def make_shop(seed):
-    """Four categories of four to six products each, one of them sold out; two categories come in sizes."""
+    """Three categories of four products each, one of them sold out; one category comes in sizes."""
     rng = random.Random(f"shop {seed}")
     nouns = rng.sample(NOUNS, 3)
     sized = rng.sample(nouns, 1)
@@ -225,8 +225,10 @@ def render(shop, state):
     body = {"home": home_page, "category": category_page, "product": product_page, "search": search_page, "cart": cart_page,
             "contact": contact_page, "order": order_page, "missing": missing_page}[state.page.kind]
     nodes = [Node("root", 0, f"RootWebArea '{title(state.page)}'"), *header(shop, state, now), *body(shop, state, now)]
-    for i, p in enumerate(random.Random(state.luck).sample(shop.products, shop.for_you)):
-        nodes.append(Node(f"for you {i}", 1, f"link 'For you: {p.name}'", click=visit(now, Page("product", p.name))))
+    chance = random.Random(state.luck)
+    for i, p in enumerate(chance.sample(shop.products, shop.for_you)):
+        if chance.random() < 0.5:
+            nodes.append(Node(f"for you {i}", 1, f"link 'For you: {p.name}'", click=visit(now, Page("product", p.name))))
     return nodes + [Node(f"message {i}", 1, f"alert '{text}'") for i, text in enumerate(state.messages)]
 
 
@@ -503,7 +505,7 @@ def first_state(shop, rng):
     return state
 
 
-def transitions(sessions, seed=0, shop_seed=0, steps=8, actions=4, most_items=13):
+def transitions(sessions, seed=0, shop_seed=0, steps=8, actions=4, most_items=16):
     """
     Records of random walks through one shop, as prepare.py writes them, plus "session".
 

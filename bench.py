@@ -1,0 +1,415 @@
+"""
+How fast is it, and how much memory does it take? One command, one table.
+
+everything            python bench.py
+beside others         python bench.py --peer=hf,trl        (pip install -r requirements-bench.txt)
+one part              python bench.py --only=sampling
+a laptop test         python bench.py --preset=smoke
+
+Every figure is the median of `repeats` runs after one that does not count. Ratios to a peer are measured in the same run, on a model of the same
+shape with the same numbers of prompts, tokens and updates. GRPO steps are those of train_rlvr.py itself, read from its metrics.jsonl.
+"""
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import rewards
+from common import BadInput, autocast, is_main_process, one_of, parse_config, run_main, start_processes
+from data import load_world
+from data.text import write_text_world
+from data.textgame import prepare as textgame
+from data.webnav import prepare as webnav
+from model import Model, ModelConfig
+
+ROOT = Path(__file__).resolve().parent
+PARTS = ("mle", "sampling", "reward", "grpo", "group", "prompt", "memory")
+
+
+@dataclass
+class Config:
+    only: str = ""              # parts to run, separated by commas: mle, sampling, reward, grpo, group, prompt, memory; empty: all
+    peer: str = ""              # others to run beside: hf (transformers' generate and training step), trl (its GRPOTrainer)
+    repeats: int = 3            # runs per figure, after one that does not count; the median is shown
+    prompts: int = 16           # prompts per rollout batch
+    group: int = 16             # responses to each
+    updates: int = 4            # optimizer steps per rollout batch
+    dtype: str = "float32"      # of sampling and of GRPO steps: float32 or bfloat16; MLE is measured in both
+    longest: int = 2048         # longest prompt of the curves
+    small: bool = False         # tiny shapes, to see that it runs
+    device: str = "auto"        # cpu, cuda, mps or auto
+    seed: int = 0               # of weights and prompts
+
+
+PRESETS = {"smoke": dict(repeats=1, prompts=2, group=4, updates=2, longest=64, small=True)}
+
+
+@dataclass
+class Shape:
+    """A model and the lengths it works on: P prompt tokens, R response tokens."""
+    n_layer: int
+    n_head: int
+    n_embd: int
+    vocab: int
+    P: int
+    R: int
+
+    def model(self, device, **changes):
+        torch.manual_seed(0)
+        config = dict(vocab_size=self.vocab, block_size=self.P + self.R, n_layer=self.n_layer, n_head=self.n_head, n_kv_head=self.n_head, n_embd=self.n_embd)
+        return Model(ModelConfig(**{**config, **changes})).to(device)
+
+    def __str__(self):
+        return f"{self.n_layer} x {self.n_embd}, {self.n_head} heads, vocabulary {self.vocab}, P {self.P}, R {self.R}"
+
+
+SHORT, LONG = Shape(4, 4, 128, 544, 67, 64), Shape(6, 4, 256, 544, 370, 48)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def seconds(function, repeats, device):
+    """Median seconds of a call, after one that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        function()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(function, device):
+    """The most memory in bytes that a call took beyond what was there before it; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from now on
+    except OSError:
+        return None
+    before = resident("VmRSS")
+    function()
+    return resident("VmHWM") - before
+
+
+def resident(name):
+    """VmRSS (memory in use) or VmHWM (the most there was) of this process, in bytes."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def matrix_peak(dtype, device, repeats):
+    """FLOP/s of a product of two 2048x2048 matrices: what the machine can do at best."""
+    a = torch.randn(2048, 2048, device=device, dtype=dtype)
+    return 2 * 2048 ** 3 / seconds(lambda: a @ a, max(5, repeats), device)
+
+
+def table(title, header, rows):
+    """Prints a table in Markdown."""
+    rows = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    print(f"\n{title}\n\n{lines[0]}\n|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    print("\n".join(lines[1:]), flush=True)
+
+
+def peers(config):
+    """The names in --peer. Raises BadInput for an unknown one or one that is not installed."""
+    names = [one_of("peer", name, ("hf", "trl")) for name in config.peer.split(",") if name]
+    for package in {"transformers" for _ in names} | {"trl" for name in names if name == "trl"}:
+        try:
+            __import__(package)
+        except ImportError:
+            raise BadInput(f"--peer={config.peer} needs the package {package}: pip install -r requirements-bench.txt") from None
+    return names
+
+
+def llama(shape, device):
+    """transformers' Llama of the same shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    inner = ModelConfig(n_embd=shape.n_embd, n_head=shape.n_head, n_kv_head=shape.n_head).n_inner
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=shape.vocab, hidden_size=shape.n_embd, intermediate_size=inner, num_hidden_layers=shape.n_layer, num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_head, tie_word_embeddings=True, max_position_embeddings=shape.P + shape.R, bos_token_id=None,
+        eos_token_id=None, pad_token_id=0)).to(device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def bench_mle(config, device):
+    """Training steps on plain sequences, as nanoGPT's: forward, backward, AdamW."""
+    shapes = [(Shape(1, 2, 32, 64, 1, 15), 2)] if config.small else [(Shape(4, 4, 128, 544, 1, 127), 64), (Shape(6, 6, 384, 2048, 1, 255), 12)]
+    rows = []
+    for shape, batch in shapes:
+        tokens = torch.randint(0, shape.vocab, (batch, shape.R + 1), device=device)
+        mask = torch.ones(batch, 1, shape.R, dtype=torch.bool, device=device)
+        length = torch.ones(batch, dtype=torch.long, device=device)
+        for dtype in (torch.float32, torch.bfloat16):
+            peak = matrix_peak(dtype, device, config.repeats)
+            context = autocast(device, str(dtype).removeprefix("torch."))
+            ours = shape.model(device)
+
+            def run_ours():
+                with context:
+                    loss = -ours(tokens[:, :1], length, tokens[:, None, 1:], mask)[0].mean()
+                loss.backward()
+
+            def step(model, run):
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+                def one():
+                    run()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                return tokens.numel() / seconds(one, max(5, config.repeats), device)
+            speed = step(ours, run_ours)
+            flops = 6 * ours.num_parameters() + 12 * shape.n_layer * shape.n_embd * shape.R  # a token, forward and backward (PaLM, appendix B)
+            cells = [f"{shape.n_layer} x {shape.n_embd}, {batch} x {shape.R + 1} tokens", str(dtype).removeprefix("torch."), f"{ours.num_parameters():,}",
+                     f"{speed:,.0f}", f"{flops * speed / peak:.0%}"]
+            if "hf" in peers(config):
+                theirs = llama(shape, device)
+
+                def run_theirs():
+                    with context:
+                        loss = theirs(input_ids=tokens, labels=tokens).loss
+                    loss.backward()
+                other = step(theirs, run_theirs)
+                cells += [f"{other:,.0f}", f"{speed / other:.2f}"]
+            rows.append(cells)
+    table("Maximum likelihood", ["shape", "dtype", "parameters", "tokens/s", "of matrix peak"] + ["transformers", "ratio"] * ("hf" in peers(config)), rows)
+
+
+def bench_sampling(config, device):
+    """G responses of full length to each prompt."""
+    rows = []
+    for shape in [Shape(1, 2, 32, 64, 12, 8)] if config.small else [SHORT, LONG]:
+        model = shape.model(device).eval()
+        prompt = torch.randint(0, shape.vocab, (config.prompts, shape.P), device=device)
+        length = torch.full((config.prompts,), shape.P, device=device)
+        tokens = config.prompts * config.group * shape.R
+
+        def ours():
+            with autocast(device, config.dtype):
+                model.sample(prompt, length, config.group, shape.R)
+        speed = tokens / seconds(ours, config.repeats, device)
+        cells = [shape, f"{config.prompts} x {config.group}", f"{speed:,.0f}"]
+        if "hf" in peers(config):
+            theirs, repeated = llama(shape, device).eval(), prompt.repeat_interleave(config.group, 0)
+
+            def generate():
+                with torch.no_grad(), autocast(device, config.dtype):
+                    theirs.generate(input_ids=repeated, attention_mask=torch.ones_like(repeated), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                                    max_new_tokens=shape.R, min_new_tokens=shape.R)
+            other = tokens / seconds(generate, config.repeats, device)
+            cells += [f"{other:,.0f}", f"{speed / other:.1f}"]
+        rows.append(cells)
+    table(f"Sampling, {config.dtype}", ["shape", "prompts x group", "tokens/s"] + ["generate", "ratio"] * ("hf" in peers(config)), rows)
+
+
+def bench_reward(config, device):
+    """Decoding and scoring answers, half of them wrong; and frames."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, prepare in (("textgame", textgame), ("webnav", webnav)):
+            quietly(prepare.main, ["--preset=smoke", f"--out={folder}/{name}"])
+            world = load_world(f"{folder}/{name}", device)
+            numbers = list(range(min(32, len(world.records["train"]))))
+            batch = world.batch("train", numbers)
+            wrong = world.batch("train", numbers[1:] + numbers[:1])
+            R = min(batch.response.size(1), wrong.response.size(1))
+            tokens = torch.stack([batch.response[:, :R], wrong.response[:, :R]] * 8, dim=1)  # [B, G, R]
+            tokens[:, 2:, 0] = torch.randint(0, world.vocab_size - 1, tokens[:, 2:, 0].shape, device=device)  # no two alike: nothing is scored once for many
+            for metric in world.metrics:
+                taken = seconds(lambda: world.score(batch, tokens, [metric]), config.repeats, device)
+                rows.append([name, metric, f"{tokens[..., 0].numel() / taken:,.0f} responses"])
+    a, b = (torch.rand(16 if config.small else 256, 3, 64, 64, device=device) for _ in range(2))
+    for metric in (rewards.mae, rewards.mse, rewards.psnr, rewards.ssim):
+        rows.append(["video, 64x64", metric.__name__, f"{len(a) / seconds(lambda: metric(a, b), config.repeats, device):,.0f} frames"])
+    table("Rewards", ["world", "metric", "per second"], rows)
+
+
+def quietly(function, *arguments):
+    """Calls a function without showing what it prints."""
+    import contextlib
+    import io
+    with contextlib.redirect_stdout(io.StringIO()):
+        return function(*arguments)
+
+
+def digits_world(folder, shape):
+    """A text world whose prompts have exactly P tokens and whose longest response has R: digits stand alone, and words fill the vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+
+    def digits(n):
+        return "".join(map(str, torch.randint(0, 10, (n,), generator=generator).tolist()))
+    words = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(shape.vocab - 257)]
+    filler = ["".join(words[i:i + 4]) for i in range(0, len(words), 4)]  # words have no blanks in front, so each pair of letters is one merge
+    records = [{"prompt": digits(shape.P), "response": digits(shape.R - 1)} for _ in range(64)]
+    train = records + [{"prompt": f"{word},{word}"[:shape.P], "response": "1"} for word in words] * 2 if filler else records
+    quietly(write_text_world, folder, "text", {"train": train, "val": records[:8], "test": records[:8]}, shape.vocab)
+
+
+def script(folder, *command):
+    """Runs a script of the repository in a folder; raises BadInput with the end of what it printed if it fails."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=folder, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise BadInput(f"{' '.join(command)} failed: {done.stderr[-500:]}")
+
+
+def bench_grpo(config, device):
+    """Whole steps of train_rlvr.py: sampling, reward, reference, update."""
+    rows = []
+    for shape in [Shape(1, 2, 32, 300, 12, 8)] if config.small else [SHORT, LONG]:
+        with tempfile.TemporaryDirectory() as folder:
+            digits_world(Path(folder) / "world", shape)
+            common = ["--world=world", f"--device={config.device}"]
+            script(folder, "train_mle.py", *common, f"--n_layer={shape.n_layer}", f"--n_head={shape.n_head}", f"--n_kv_head={shape.n_head}",
+                   f"--n_embd={shape.n_embd}", "--look_back=false", "--steps=1", "--lr=0", "--batch_size=4", "--eval_records=2", "--eval_every=100")
+            script(folder, "train_rlvr.py", *common, f"--steps={config.repeats + 2}", f"--prompts={config.prompts}", f"--group={config.group}",
+                   f"--updates={config.updates}", "--reward=line_f1", "--kl=0.001", f"--micro_batch={config.prompts}", "--eval_every=1000", "--eval_records=2",
+                   f"--dtype={config.dtype}", "--init_from=out/world-mle/last.pt")
+            lines = [json.loads(line) for line in (Path(folder) / "out/world-rlvr/metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "update_s" in line][2:]  # the first two warm up
+        parts = [statistics.median(step[name] for step in steps) for name in ("sampling_s", "scoring_s", "reference_s", "update_s")]
+        cells = [shape, f"{statistics.median(step['length'] for step in steps):.0f}", *(f"{part:.2f}" for part in parts), f"{sum(parts):.2f}"]
+        if "trl" in peers(config):
+            other = trl_step(config, shape, device)
+            cells += [f"{other:.2f}", f"{other / sum(parts):.1f}"]
+        rows.append(cells)
+    table(f"A GRPO step, {config.prompts} x {config.group}, {config.updates} updates, {config.dtype}: seconds",
+          ["shape", "tokens", "sampling", "reward", "reference", "update", "step"] + ["TRL", "ratio"] * ("trl" in peers(config)), rows)
+
+
+def trl_step(config, shape, device):
+    """Seconds of TRL's GRPOTrainer for one rollout batch and its updates, on the same shape and numbers."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+    words = {f"w{i}": i for i in range(shape.vocab)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1", padding_side="left")
+    generator = torch.Generator().manual_seed(0)
+    prompts = [" ".join(f"w{i}" for i in torch.randint(2, shape.vocab, (shape.P,), generator=generator).tolist()) for _ in range(64)]
+    times, steps = [], (config.repeats + 2) * config.updates
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            times.append(time.perf_counter())
+
+        def on_train_end(self, *_, **__):
+            times.append(time.perf_counter())
+
+    responses = config.prompts * config.group
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = GRPOConfig(
+            output_dir=folder, per_device_train_batch_size=responses // config.updates, steps_per_generation=config.updates, num_generations=config.group,
+            max_completion_length=shape.R, beta=0.001, temperature=1.0, top_k=0, learning_rate=1e-6, max_steps=steps, logging_steps=10 ** 6,
+            report_to=[], save_strategy="no", use_cpu=device.type == "cpu", bf16=config.dtype == "bfloat16", gradient_checkpointing=False, disable_tqdm=True,
+            generation_kwargs={"min_new_tokens": shape.R})
+        trainer = GRPOTrainer(model=llama(shape, device), reward_funcs=lambda completions, **_: [float(len(set(c))) for c in completions], args=arguments,
+                              train_dataset=Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer, callbacks=[Clock()])
+        quietly(trainer.train)
+    per_batch = [times[i + config.updates] - times[i] for i in range(2 * config.updates, steps, config.updates)]
+    return statistics.median(per_batch)
+
+
+def one_update(model, B, G, P, R, context, device):
+    """A function that runs one grouped forward and backward pass."""
+    prompt = torch.randint(0, model.config.vocab_size, (B, P), device=device)
+    response = torch.randint(0, model.config.vocab_size, (B, G, R), device=device)
+    length, mask = torch.full((B,), P, device=device), torch.ones(B, G, R, dtype=torch.bool, device=device)
+
+    def run():
+        with context:
+            loss = model(prompt, length, response, mask)[0].mean()
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+    return run
+
+
+def sampling_and_update(config, device, shape, B, G):
+    """[tokens/s of sampling, seconds of sampling, seconds of forward and backward] for B prompts and G responses each."""
+    model, context = shape.model(device), autocast(device, config.dtype)
+    prompt, length = torch.randint(0, shape.vocab, (B, shape.P), device=device), torch.full((B,), shape.P, device=device)
+
+    def sample():
+        with context:
+            model.sample(prompt, length, G, shape.R)
+    sampling = seconds(sample, config.repeats, device)
+    update = seconds(one_update(model, B, G, shape.P, shape.R, context, device), config.repeats, device)
+    return [f"{B * G * shape.R / sampling:,.0f}", f"{sampling:.2f}", f"{update:.2f}"]
+
+
+def bench_group(config, device):
+    """The same number of responses, more of them to each prompt: the prompt's share of the work shrinks with 1/G."""
+    shape = Shape(1, 2, 32, 64, 12, 8) if config.small else Shape(4, 4, 128, 544, 370, 48)
+    total = 16 if config.small else 256
+    rows = [[G, total // G, *sampling_and_update(config, device, shape, total // G, G)] for G in (4, 8, 16, 32, 64) if G <= total]
+    table(f"{total} responses, {shape}", ["group", "prompts", "sampling tokens/s", "sampling s", "forward + backward s"], rows)
+
+
+def bench_prompt(config, device):
+    """Longer prompts."""
+    rows = []
+    for P in (64, 128, 256, 512, 1024, 2048):
+        if P <= config.longest:
+            shape = Shape(1, 2, 32, 64, P, 8) if config.small else Shape(4, 4, 128, 544, P, 48)
+            rows.append([P, *sampling_and_update(config, device, shape, config.prompts // 2, config.group)])
+    table(f"{config.prompts // 2} x {config.group} responses of {shape.R} tokens, by prompt length",
+          ["prompt", "sampling tokens/s", "sampling s", "forward + backward s"], rows)
+
+
+def bench_memory(config, device):
+    """The vocabulary-wide rows exist for a chunk of positions at a time: memory grows with the chunk, not with vocabulary times batch."""
+    vocab = 1000 if config.small else 151936
+    rows = []
+    for positions in (256, 512, 1024) if not config.small else (64,):
+        shape = Shape(4, 4, 128, vocab, 67, 64)
+        model = shape.model(device)
+        run = one_update(model, 1, positions // 64, shape.P, shape.R, autocast(device, config.dtype), device)
+        run()
+        taken = peak_memory(run, device)
+        whole = 4 * positions * vocab
+        rows.append([f"{positions:,}", f"{whole / 2 ** 30:.2f}", "not told here" if taken is None else f"{taken / 2 ** 30:.2f}"])
+    table(f"Memory of an update, 4 x 128, vocabulary {vocab:,}: GiB beyond weights and optimizer",
+          ["response positions", "one fp32 [positions, vocabulary]", "peak, gradients included"], rows)
+
+
+def main(argv):
+    config = parse_config(Config, argv, PRESETS)
+    device, *_ = start_processes(config.device, config.seed)
+    chosen = [one_of("part", name, PARTS) for name in config.only.split(",") if name] or PARTS
+    peers(config)
+    if is_main_process():
+        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        print(f"torch {torch.__version__}, {name}; matrix product 2048^3: {matrix_peak(torch.float32, device, 5) / 1e9:,.0f} GFLOP/s fp32, "
+              f"{matrix_peak(torch.bfloat16, device, 5) / 1e9:,.0f} bf16")
+    for part in chosen:
+        {"mle": bench_mle, "sampling": bench_sampling, "reward": bench_reward, "grpo": bench_grpo, "group": bench_group, "prompt": bench_prompt,
+         "memory": bench_memory}[part](config, device)
+
+
+if __name__ == "__main__":
+    run_main(main)
