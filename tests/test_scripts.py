@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+import bench
 import common
 import sample
 import tokenizer_vq
@@ -28,7 +29,7 @@ from tests.test_grpo import NoLegal, an_experience, small_model
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"train_mle.py": train_mle, "train_rlvr.py": train_rlvr, "sample.py": sample, "data/textgame/prepare.py": textgame_prepare,
            "data/webnav/prepare.py": webnav_prepare, "data/own/prepare.py": own_prepare, "data/robot/prepare.py": robot_prepare,
-           "tokenizer_vq.py": tokenizer_vq}
+           "tokenizer_vq.py": tokenizer_vq, "bench.py": bench}
 
 
 def run(folder, *command, code=0):
@@ -95,6 +96,14 @@ def test_your_own_transitions_run_through(tmp_path):
     assert "exact_match" in run(tmp_path, "sample.py", "--preset=smoke", "--world=mine", "--eval")
 
 
+def test_bench_measures(tmp_path):
+    """Every part of bench.py on tiny shapes, beside transformers."""
+    printed = run(tmp_path, "bench.py", "--preset=smoke", "--peer=hf")
+    for title in ("Maximum likelihood", "Sampling, float32", "Rewards", "A GRPO step", "16 responses", "by prompt length", "Memory of an update"):
+        assert title in printed
+    assert printed.count("| ratio |") == 2 and "strict_task" in printed and "ssim" in printed
+
+
 @pytest.mark.parametrize("script,stop_at", [("train_mle", 3), ("train_rlvr", 2)])
 def test_resume_goes_on_as_if_never_stopped(house, tmp_path, monkeypatch, script, stop_at):
     """Trap 20: stopped after a save and resumed, a run ends with the very weights of the undisturbed run."""
@@ -105,8 +114,8 @@ def test_resume_goes_on_as_if_never_stopped(house, tmp_path, monkeypatch, script
     module.main([*arguments, "--name=whole"])
     save = module.save_checkpoint
 
-    def save_and_stop(path, checkpoint):
-        save(path, checkpoint)
+    def save_and_stop(path, checkpoint, keep):
+        save(path, checkpoint, keep)
         if path.name == "last.pt" and checkpoint["progress"][0] == stop_at:
             raise KeyboardInterrupt
 
@@ -164,7 +173,7 @@ def test_checkpoint_of_another_world_is_refused(house, tmp_path):
 
 
 def test_nothing_is_half_written(tmp_path, monkeypatch):
-    common.save_checkpoint(tmp_path / "a.pt", {"x": torch.ones(3)})
+    common.save_checkpoint(tmp_path / "a.pt", {"model": torch.ones(3), "model_config": {}, "stage": "test"})
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -172,7 +181,7 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="No space left"):
         common.save_checkpoint(tmp_path / "a.pt", {"x": torch.zeros(3)})
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
-    assert common.load_checkpoint(tmp_path / "a.pt")["x"].sum() == 3
+    assert common.load_checkpoint(tmp_path / "a.pt")["model"].sum() == 3
 
 
 def test_a_checkpoint_is_never_unpickled(tmp_path):
