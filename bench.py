@@ -323,12 +323,13 @@ def trl_step(config, shape, device):
 
     responses = config.prompts * config.group
     with tempfile.TemporaryDirectory() as folder:
+        llama(shape, device).save_pretrained(f"{folder}/model")  # TRL loads the reference model from where the policy came from
         arguments = GRPOConfig(
-            output_dir=folder, per_device_train_batch_size=responses // config.updates, steps_per_generation=config.updates, num_generations=config.group,
+            output_dir=folder, model_init_kwargs={"dtype": "float32"}, per_device_train_batch_size=responses // config.updates, steps_per_generation=config.updates, num_generations=config.group,
             max_completion_length=shape.R, beta=0.001, temperature=1.0, top_k=0, learning_rate=1e-6, max_steps=steps, logging_steps=10 ** 6,
             report_to=[], save_strategy="no", use_cpu=device.type == "cpu", bf16=config.dtype == "bfloat16", gradient_checkpointing=False, disable_tqdm=True,
             generation_kwargs={"min_new_tokens": shape.R})
-        trainer = GRPOTrainer(model=llama(shape, device), reward_funcs=lambda completions, **_: [float(len(set(c))) for c in completions], args=arguments,
+        trainer = GRPOTrainer(model=f"{folder}/model", reward_funcs=lambda completions, **_: [float(len(set(c))) for c in completions], args=arguments,
                               train_dataset=Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer, callbacks=[Clock()])
         quietly(trainer.train)
     per_batch = [times[i + config.updates] - times[i] for i in range(2 * config.updates, steps, config.updates)]

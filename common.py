@@ -295,7 +295,7 @@ def save_checkpoint(path, checkpoint, keep=False):
             file.flush()
             os.fsync(file.fileno())
         if keep and path.is_file():
-            os.replace(path, before(path))  # killed here, --resume takes that one
+            os.replace(path, previous(path))  # killed here, --resume takes that one
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
@@ -303,7 +303,7 @@ def save_checkpoint(path, checkpoint, keep=False):
                        f"make room on the disk and go on with --resume") from None
 
 
-def before(path):
+def previous(path):
     """Where save_checkpoint keeps the checkpoint that stood at path before."""
     return path.with_name(f"{path.stem}-before{path.suffix}")
 
@@ -334,11 +334,11 @@ def newest_checkpoint(path, device="cpu", make="python train_mle.py"):
     try:
         return load_checkpoint(path, device, make)
     except BadInput as error:
-        if not before(path).is_file():
+        if not previous(path).is_file():
             raise
-        checkpoint = load_checkpoint(before(path), device, make)
+        checkpoint = load_checkpoint(previous(path), device, make)
         if is_main_process():
-            print(f"{error}; going on from {before(path)} instead", file=sys.stderr)
+            print(f"{error}; going on from {previous(path)} instead", file=sys.stderr)
         return checkpoint
 
 

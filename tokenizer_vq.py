@@ -397,7 +397,8 @@ def validate(tokenizer, frames, codes):
         share = torch.bincount(torch.cat([i.flatten() for i in ids]), minlength=codes).float()
         share = share / share.sum()
         scores.update({prefix + "psnr": rewards.psnr(a, b).mean().item(), prefix + "ssim": rewards.ssim(a, b).mean().item(),
-                       prefix + "codebook": (share > 0).float().mean().item(), prefix + "perplexity": share[share > 0].log().mul(share[share > 0]).sum().neg().exp().item()})
+                       prefix + "codebook": (share > 0).float().mean().item(),
+                       prefix + "perplexity": share[share > 0].log().mul(share[share > 0]).sum().neg().exp().item()})
     return made, scores
 
 

@@ -69,8 +69,8 @@ class Config:
 
 
 # the paper's video model: 120M to 127M parameters, depending on the vocabulary ("138M" in the text; PAPER.md)
-PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_inner=3072, tie=False, look_back=False, batch_size=16, micro_batch=4, eval_records=16,
-             eval_every=5000, steps=150000, warmup=1000)
+PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_inner=3072, tie=False, look_back=False, batch_size=16, micro_batch=4,
+             eval_records=16, eval_every=5000, steps=150000, warmup=1000)
 PRESETS = {
     "textgame": dict(world="textgame", batch_size=64, seconds=110, dtype="bfloat16"),
     "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=130, dtype="bfloat16"),

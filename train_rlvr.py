@@ -303,7 +303,8 @@ def troubles(rows):
     """Sentences about what the last rows of the log look like, {kind: sentence}: what is wrong and what to try."""
     found = {}
     if len(rows) >= 20 and all(row["equal_groups"] == 1 for row in rows[-20:]):
-        found["equal"] = "all groups of the last 20 steps had equal rewards, so nothing is learned; try a higher --temperature, a larger --group or another --reward"
+        found["equal"] = "all groups of the last 20 steps had equal rewards, so nothing is learned; try a higher --temperature, "\
+                         "a larger --group or another --reward"
     if rows[-1]["limit"] > 0.5:
         found["limit"] = "more than half of the answers never end; try a lower --lr or a higher --kl, or go back to an earlier checkpoint"
     if rows[-1]["kl"] > 1:

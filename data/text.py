@@ -239,7 +239,8 @@ class TextWorld:
         try:
             self.meta = json.loads((self.folder / "meta.json").read_text())
             self.domain, self.reward = self.meta["domain"], self.meta["reward"]
-            self.bpe = encoding([bytes.fromhex(token) for token in json.loads((self.folder / "bpe.json").read_text())], PIECES[one_of("domain", self.domain, PIECES)])
+            merged = [bytes.fromhex(token) for token in json.loads((self.folder / "bpe.json").read_text())]
+            self.bpe = encoding(merged, PIECES[one_of("domain", self.domain, PIECES)])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{self.folder}: meta.json or bpe.json is damaged ({error}); make the world again with {make}") from None
         self.score_record, self.metrics = METRICS[self.domain]
