@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import difflib
+import itertools
 import json
 import os
 import random
@@ -24,6 +25,20 @@ import torch.distributed as dist
 
 class BadInput(Exception):
     """Something the user gave us is wrong. The message is one sentence: what is wrong, where, and what to do."""
+
+
+LONGEST_LINE = 2 ** 26  # characters: a file of records with a longer one is not what it should be, and is not read into memory
+
+
+def numbered_lines(file, path):
+    """(number, line) of an open file of text or bytes, from 1. Raises BadInput at a line of more than LONGEST_LINE."""
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE:
+            raise BadInput(f"{path}, line {number}: longer than {LONGEST_LINE:,} characters; a record is one line, check what wrote the file")
+        yield number, line
 
 
 def run_main(main, argv=None):

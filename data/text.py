@@ -21,7 +21,7 @@ import tiktoken
 import torch
 
 import rewards
-from common import BadInput, one_of
+from common import BadInput, numbered_lines, one_of
 from data.textgame import lines
 
 SPLITS = ("train", "val", "test")
@@ -137,7 +137,7 @@ def read_jsonl(path, needed=("prompt", "response"), make="the prepare.py that ma
         raise BadInput(f"there is no {path}; make it with {make}")
     records = []
     with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in numbered_lines(file, path):
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):

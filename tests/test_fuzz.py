@@ -1,4 +1,5 @@
 """Hostile input: 2,000 damaged files for each reader. Whatever is in them, it is read or refused in one sentence, soon, and nothing of it is run."""
+import gzip
 import io
 import json
 import random
@@ -174,6 +175,21 @@ def test_world_files(tmp_path, capsys):
         (tmp_path / name).write_bytes(mutated(whole[name][:20000] if name.endswith("l") else whole[name], rng))
         one_sentence(read, b"", 10)
         (tmp_path / name).write_bytes(whole[name])
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
+    """Also from a gzip bomb: 300 MB of one line in 300 kB."""
+    with gzip.open(tmp_path / "train.jsonl.gz", "wb") as bomb:
+        for _ in range(300):
+            bomb.write(b"x" * 10 ** 6)
+    (tmp_path / "mine.jsonl").write_text("x" * 2000)
+    monkeypatch.setattr(common, "LONGEST_LINE", 1000)
+    for read in (lambda: read_jsonl(tmp_path / "mine.jsonl"), lambda: textgame.read_transitions(tmp_path, "train"),
+                 lambda: list(webnav.read_file(tmp_path / "mine.jsonl"))):
+        start = time.perf_counter()
+        with pytest.raises(BadInput, match="line 1: longer than 1,000"):
+            read()
+        assert time.perf_counter() - start < 1
 
 
 # Answers of a model are bytes of any kind: a number in range, in bounded time, and never an exception

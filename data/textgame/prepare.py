@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from common import BadInput, one_of, parse_config, run_main  # noqa: E402
+from common import BadInput, numbered_lines, one_of, parse_config, run_main  # noqa: E402
 from data.text import write_text_world  # noqa: E402
 from data.textgame import games, lines  # noqa: E402
 
@@ -50,7 +50,7 @@ def read_transitions(folder, name):
     records = []
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in numbered_lines(file, path):
                 records.append(compact(line, f"{path}, line {number}"))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} breaks off after line {len(records)} ({type(error).__name__}); copy it again from its source") from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from common import BadInput, one_of, parse_config, run_main  # noqa: E402
+from common import BadInput, numbered_lines, one_of, parse_config, run_main  # noqa: E402
 from data.text import write_text_world  # noqa: E402
 from data.webnav import shop  # noqa: E402
 
@@ -71,7 +71,7 @@ def read_file(path):
             yield row, f"{path}, row {number}"
         return
     with open(path, "rb") as file:  # bytes: json.loads reports bad UTF-8 as it reports bad JSON
-        for number, line in enumerate(file, 1):
+        for number, line in numbered_lines(file, path):
             if not line.strip():
                 continue
             try:
