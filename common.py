@@ -354,6 +354,8 @@ def newest_checkpoint(path, device="cpu", make="python train_mle.py"):
         checkpoint = load_checkpoint(previous(path), device, make)
         if is_main_process():
             print(f"{error}; going on from {previous(path)} instead", file=sys.stderr)
+            if path.is_file():  # out of the way, or the next save would keep it in place of the good one
+                os.replace(path, path.with_name(f"{path.stem}-damaged{path.suffix}"))
         return checkpoint
 
 

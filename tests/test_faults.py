@@ -84,6 +84,25 @@ def test_every_flipped_bit_and_every_cut_is_noticed_and_the_one_before_is_used(t
     assert said.count("damaged") == noticed and said.count("last-before.pt instead") == noticed
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, monkeypatch):
+    """Killed in the middle of the first save after going on from the one before: there is still a good one."""
+    path = tmp_path / "last.pt"
+    save(path, 1)
+    save(path, 2)
+    path.write_bytes(path.read_bytes()[:100])
+    assert common.newest_checkpoint(path)["value"] == 1
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+    monkeypatch.setattr(common.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, 3)
+    assert common.newest_checkpoint(path)["value"] == 1
+
+
 def test_both_damaged_is_one_sentence(tmp_path):
     save(tmp_path / "last.pt", 1)
     save(tmp_path / "last.pt", 2)

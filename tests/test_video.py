@@ -125,8 +125,8 @@ def test_a_tokenizer_resumes_exactly(tmp_path, monkeypatch):
     tokenizer_vq.main([*base, "--name=whole", "--steps=6"])
     save = tokenizer_vq.save_checkpoint
 
-    def save_and_stop(path, checkpoint):
-        save(path, checkpoint)
+    def save_and_stop(path, checkpoint, keep):
+        save(path, checkpoint, keep)
         if path.name == "last.pt" and checkpoint["progress"][0] == 4:
             raise KeyboardInterrupt
     monkeypatch.setattr(tokenizer_vq, "save_checkpoint", save_and_stop)
