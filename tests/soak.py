@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,43 +123,44 @@ def initial(kind):
 
 
 def one_round(whole, seed):
-    """One disturbed run from start to end. Returns (script, faults, whether its outcome is that of the undisturbed run)."""
+    """One disturbed run from start to end. Returns (script, [faults], whether its outcome is that of the undisturbed run)."""
     rng = random.Random(seed)
     kind = rng.choice(list(RUNS))
     main, arguments = RUNS[kind]
-    name, faults = f"cut-{kind}", 0
+    name, faults = f"cut-{kind}", []
     shutil.rmtree(f"out/{name}", ignore_errors=True)
     newest = Path(f"out/{name}/last.pt")
     while True:
         resume = ["--resume"] if newest.is_file() or Path(f"out/{name}/last-before.pt").is_file() else []
         child = start(main, [*arguments, f"--name={name}", *initial(kind), *resume])
-        if faults < 12 and rng.random() < 0.9:
+        if len(faults) < 12 and rng.random() < 0.9:
             time.sleep(rng.uniform(0, whole[kind][1]))
             sent = rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM])
             os.kill(child, sent)
-            faults += 1
+            faults.append(sent.name)
         code = wait(child)
         if code == 0 and "stopped" not in Path("log.txt").read_text().rsplit("config:", 1)[1]:
             break
         assert code in (0, -signal.SIGKILL, -signal.SIGTERM), f"{kind}, seed {seed}: exit code {code}\n" + Path("log.txt").read_text()[-2000:]
         if newest.is_file() and Path(f"out/{name}/last-before.pt").is_file() and rng.random() < 0.3:
             damage(newest, rng)
-            faults += 1
+            faults.append("damage")
     return kind, faults, same(outcome(name), whole[kind][0])
 
 
 def soak(minutes, seed, most=0):
-    """Rounds until the time is up or `most` faults were tried. Prints each; returns (faults, rounds, rounds lost)."""
+    """Rounds until the time is up or `most` faults were tried. Prints each; returns (number of faults, rounds, rounds lost)."""
     with tempfile.TemporaryDirectory() as folder:
         whole, end = prepare(folder), time.time() + 60 * minutes
-        faults = rounds = lost = 0
-        while time.time() < end and not (most and faults >= most):
+        faults, rounds, lost = Counter(), 0, 0
+        while time.time() < end and not (most and faults.total() >= most):
             kind, tried, good = one_round(whole, seed + rounds)
-            faults, rounds, lost = faults + tried, rounds + 1, lost + (not good)
-            print(f"seed {seed + rounds - 1}: {kind}, {tried} faults, {'the same outcome' if good else 'ANOTHER OUTCOME'}", flush=True)
+            faults, rounds, lost = faults + Counter(tried), rounds + 1, lost + (not good)
+            print(f"seed {seed + rounds - 1}: {kind}, {len(tried)} faults, {'the same outcome' if good else 'ANOTHER OUTCOME'}", flush=True)
         os.chdir("/")
-    print(f"{faults} faults tried in {rounds} runs, {rounds - lost} survived, {lost} lost")
-    return faults, rounds, lost
+    told = ", ".join(f"{number} {name}" for name, number in sorted(faults.items()))
+    print(f"{faults.total()} faults ({told}) tried in {rounds} runs, {rounds - lost} survived, {lost} lost")
+    return faults.total(), rounds, lost
 
 
 def main(argv):
