@@ -381,6 +381,7 @@ class MetricsLog:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.file = open(Path(folder) / "metrics.jsonl", "a", buffering=1)
         self.file.truncate(min(position, self.file.tell()))
+        self.file.seek(0, os.SEEK_END)  # truncating does not move the place, and position() must be right before the first line too
         if wandb_project:
             try:
                 import wandb

@@ -147,6 +147,18 @@ def test_resume_with_another_model_is_refused(house):
     assert "--n_layer=1" in printed
 
 
+def test_the_length_of_the_metrics_is_right_before_the_first_line_too(tmp_path):
+    """Resumed and stopped again at once, a checkpoint must not keep the length that the file had before its end was dropped."""
+    log = common.MetricsLog(tmp_path, {})
+    log.write(1, loss=2.0)
+    kept = log.position()
+    log.write(2, loss=1.0)
+    again = common.MetricsLog(tmp_path, {}, position=kept)
+    assert again.position() == kept == (tmp_path / "metrics.jsonl").stat().st_size
+    again.write(2, loss=1.0)
+    assert again.position() == (tmp_path / "metrics.jsonl").stat().st_size > kept
+
+
 # Numbers that go wrong
 
 
