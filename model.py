@@ -318,7 +318,8 @@ class Model(nn.Module):
                 choice = torch.where(forced[rows, t][:, None] >= 0, forced[rows, t][:, None], choice)
             running = ~ended[rows]
             tokens[rows, :, t] = torch.where(running, choice, tokens[rows, :, t])
-            logprob[rows, :, t] = torch.where(running, torch.log_softmax(logits, -1).gather(-1, choice[..., None])[..., 0], 0.0)
+            chosen = logits.gather(-1, choice[..., None])[..., 0] - logits.logsumexp(-1)
+            logprob[rows, :, t] = torch.where(running, chosen, 0.0)
             if eos_id is not None:
                 stop = running & (choice == eos_id)
                 length[rows] = torch.where(stop, t + 1, length[rows])
@@ -355,6 +356,8 @@ def choose(logits, temperature, top_k=0, top_p=1.0, generator=None):
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability mass in front of each id; the first is always kept
         drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
         logits = logits.masked_fill(drop, float("-inf"))
-    # Gumbel-max: argmax(logits + Gumbel noise) is a sample of softmax(logits); no host synchronisation, every row has its own noise
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(-1)
+    # the first id at which the running sum of the probabilities passes a random number: one number a row, and no host synchronisation.
+    # It is kept a little below the whole sum, so that the id found is always one of positive probability
+    share = logits.softmax(-1).cumsum(-1)  # [..., V]
+    point = torch.rand(share[..., :1].shape, device=logits.device, generator=generator) * (1 - 1e-6) * share[..., -1:]
+    return torch.searchsorted(share, point, right=True)[..., 0]
