@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 
 import rewards
 from common import BadInput, autocast, is_main_process, one_of, parse_config, run_main, start_processes
@@ -151,6 +153,31 @@ def llama(shape, device):
         eos_token_id=None, pad_token_id=0)).to(device)
 
 
+class GPT(nn.Module):
+    """nanoGPT's network in torch's own parts, called as gpt(tokens [B, T + 1]) -> loss: what an ordinary training step costs on this machine."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.heads, C = shape.n_head, shape.n_embd
+        self.embed, self.place = nn.Embedding(shape.vocab, C), nn.Embedding(shape.P + shape.R, C)
+        self.blocks = nn.ModuleList(nn.ModuleDict(dict(
+            norm1=nn.LayerNorm(C, bias=False), qkv=nn.Linear(C, 3 * C, bias=False), out=nn.Linear(C, C, bias=False),
+            norm2=nn.LayerNorm(C, bias=False), up=nn.Linear(C, 4 * C, bias=False), down=nn.Linear(4 * C, C, bias=False))) for _ in range(shape.n_layer))
+        self.norm = nn.LayerNorm(C, bias=False)
+
+    def forward(self, tokens):
+        x = self.embed(tokens[:, :-1])
+        B, T, C = x.shape
+        x = x + self.place.weight[:T]
+        for block in self.blocks:
+            q, k, v = block["qkv"](block["norm1"](x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + block["out"](y.transpose(1, 2).reshape(B, T, C))
+            x = x + block["down"](F.gelu(block["up"](block["norm2"](x))))
+        logits = F.linear(self.norm(x), self.embed.weight)  # tied, as nanoGPT's
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The parts
 
@@ -170,7 +197,7 @@ def bench_mle(config, device):
 
             def run_ours():
                 with context:
-                    loss = -ours(tokens[:, :1], length, tokens[:, None, 1:], mask)[0].mean()
+                    loss = -ours(tokens[:, :1], length, tokens[:, None, 1:], mask, entropy=False)[0].mean()
                 loss.backward()
 
             def step(model, run):

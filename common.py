@@ -195,9 +195,16 @@ def keep_memory():
 
 
 def autocast(device, dtype):
-    """bf16 autocast, or nothing: dtype is "float32", "bfloat16" or "auto" (bf16 on CUDA, fp32 elsewhere)."""
+    """
+    bf16 autocast (weights and optimizer stay fp32), or nothing. dtype is "float32", "bfloat16" or "auto": bf16 where the hardware multiplies it
+    faster, which is CUDA from Ampere on, and CPUs with AVX512-bf16 or AMX.
+    """
     one_of("dtype", dtype, ("auto", "float32", "bfloat16"))
-    if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+    if dtype == "auto" and device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if dtype == "bfloat16" or (dtype == "auto" and able):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 

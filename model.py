@@ -46,27 +46,52 @@ class ModelConfig:
             raise ValueError(f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head}, and n_head of n_kv_head={self.n_kv_head}")
 
 
+def working_dtype(x):
+    """What a linear layer makes of x: the dtype of autocast where that is on, else x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class RMSNorm(nn.Module):
     def __init__(self, width, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x):
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        """x [..., C], normed in fp32; under autocast the result is cast once, here, and not by each of the matrices that read it."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(working_dtype(x))
 
 
 def rotate(x, cos, sin):
     """Rotary position embedding (RoFormer, arXiv 2104.09864), halves convention. x [N, heads, D]; cos, sin [N, 1, D], sin negative in the first half."""
     a, b = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin)
 
 
-def attend_group(q, k, v, prompt_k, prompt_v, prompt_mask):
+def softmax(scores):
+    """Over the last dimension. It computes in fp32 inside whatever comes in; autocast would also store fp32, and pass it on."""
+    with torch.autocast(scores.device.type, enabled=False):
+        return torch.softmax(scores, dim=-1)
+
+
+def attend_causal(q, k, v):
+    """Attention of plain sequences, each token to itself and to what stands before it. q [B, H, T, D]; k, v [B, K, T, D]. Returns [B, H, T, D]."""
+    B, H, T, D = q.shape
+    K = k.size(1)
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > 512:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+    # on a CPU in bf16 the fused kernel takes several times as long as writing it out, above all in its backward pass
+    hide = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    scores = ((q * D ** -0.5).reshape(B, K, H // K * T, D) @ k.transpose(-1, -2)).view(B, H, T, T).add_(hide)
+    return (softmax(scores).view(B, K, H // K * T, T) @ v).view(B, H, T, D)
+
+
+def attend_group(q, k, v, prompt_k, prompt_v, hide):
     """
     Attention of the responses: two blocks of scores, against the shared prompt and against themselves, under one softmax.
 
     q [B, K, G, H/K, R, D] (K key-value heads); k, v [B, K, G, S, D] the responses' own keys, of which the last R belong to the queries;
-    prompt_k, prompt_v [B, K, P, D]; prompt_mask [B, P], True on real prompt tokens. Returns [B, K, G, H/K, R, D].
+    prompt_k, prompt_v [B, K, P, D]; hide [B, R, P + S]: 0 where a query may look, -inf where not. Returns [B, K, G, H/K, R, D].
     """
     B, K, G, M, R, D = q.shape
     S, P = k.size(3), prompt_k.size(2)
@@ -74,14 +99,18 @@ def attend_group(q, k, v, prompt_k, prompt_v, prompt_mask):
     # G, M and R are folded into the query rows: the prompt's keys are read in place, once for the whole group
     to_prompt = (q.reshape(B, K, G * M * R, D) @ prompt_k.transpose(-1, -2)).view(B, K, G, M, R, P)
     to_self = (q.reshape(B, K, G, M * R, D) @ k.transpose(-1, -2)).view(B, K, G, M, R, S)
-    seen = torch.ones(R, S, dtype=torch.bool, device=q.device).tril(S - R)
-    seen = torch.cat([prompt_mask[:, None].expand(B, R, P), seen.expand(B, R, S)], dim=-1)  # [B, R, P + S]
-    hide = torch.zeros(B, R, P + S, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
-    scores = torch.cat([to_prompt, to_self], dim=-1).add_(hide[:, None, None, None])  # [B, K, G, M, R, P + S]
-    weight = torch.softmax(scores, dim=-1).to(v.dtype)
+    weight = softmax(torch.cat([to_prompt, to_self], dim=-1).add_(hide[:, None, None, None]))  # [B, K, G, M, R, P + S]
     from_prompt = weight[..., :P].reshape(B, K, G * M * R, P) @ prompt_v
     from_self = weight[..., P:].reshape(B, K, G, M * R, S) @ v
     return from_prompt.view(B, K, G, M, R, D) + from_self.view(B, K, G, M, R, D)
+
+
+def visible(prompt_mask, R, S, dtype):
+    """prompt_mask [B, P], R queries, the last of S response tokens -> attend_group's hide [B, R, P + S]: the real prompt, and causally themselves."""
+    B, P = prompt_mask.shape
+    causal = torch.ones(R, S, dtype=torch.bool, device=prompt_mask.device).tril(S - R)
+    seen = torch.cat([prompt_mask[:, None].expand(B, R, P), causal.expand(B, R, S)], dim=-1)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def spread(x, layout):
@@ -101,11 +130,11 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.n_embd, config.n_kv_head * self.head_dim, bias=config.qkv_bias)
         self.o = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=False)
 
-    def forward(self, x, cos, sin, layout, P, G, prompt_mask, cache):
+    def forward(self, x, cos, sin, layout, P, G, hide, cache):
         """
         x [N, C]: the tokens of B rows of T = P + G·R, prompt first (P may be 0 with a cache, R may be 0), without their padding; cos, sin
-        [N, 1, D]; layout: (B, T, the place of each of the N tokens among the B·T, or None where there is no padding); cache: None or this
-        layer's LayerCache. Returns [N, C].
+        [N, 1, D]; layout: (B, T, the place of each of the N tokens among the B·T, or None where there is no padding); hide: see visible();
+        cache: None or this layer's LayerCache. Returns [N, C].
         """
         B, T, place = layout
         H, K, D = self.n_head, self.n_kv_head, self.head_dim
@@ -115,7 +144,7 @@ class Attention(nn.Module):
         parts = []
         if P:
             prompt_q, prompt_k, prompt_v = (t[:, :P].transpose(1, 2) for t in (q, k, v))  # [B, H or K, P, D]
-            y = F.scaled_dot_product_attention(prompt_q, prompt_k, prompt_v, is_causal=True, enable_gqa=H != K)
+            y = attend_causal(prompt_q, prompt_k, prompt_v)
             parts.append(y.transpose(1, 2).reshape(B, P, H * D))  # right padding needs no mask here: causal rows only look left
             if cache is not None:
                 cache.prompt_k, cache.prompt_v = prompt_k.contiguous(), prompt_v.contiguous()
@@ -127,9 +156,9 @@ class Attention(nn.Module):
             k, v = (t[:, P:].view(B, G, R, K, D).permute(0, 3, 1, 2, 4) for t in (k, v))  # [B, K, G, R, D]
             if cache is not None:
                 k, v = cache.append(k, v)
-            y = attend_group(q, k, v, prompt_k, prompt_v, prompt_mask)
+            y = attend_group(q, k, v, prompt_k, prompt_v, hide)
             parts.append(y.permute(0, 2, 4, 1, 3, 5).reshape(B, G * R, H * D))
-        y = torch.cat(parts, dim=1).view(B * T, H * D)
+        y = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).view(B * T, H * D)
         return self.o(y if place is None else y.index_select(0, place))
 
 
@@ -225,13 +254,19 @@ class Model(nn.Module):
         B, T = tokens.shape
         place = None if real is None else real.flatten().nonzero()[:, 0]  # [N]
         tokens, before, position = (t.flatten() if place is None else t.flatten()[place] for t in (tokens, before, position))  # [N]
+        layout, hide = (B, T, place), None
+        if G == 1 and caches is None:  # prompt and response are one plain sequence, put together without a gap
+            layout, P = (B, T, None if place is None else place // T * T + position), T
+        elif T > P:
+            R = (T - P) // G
+            hide = visible(prompt_mask, R, R + (caches[0].length if caches else 0), working_dtype(self.embed.weight))
         angle = position[:, None, None].float() * self.frequency  # [N, 1, D/2]
-        cos, sin = torch.cat([angle.cos()] * 2, dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)  # [N, 1, D]
+        cos, sin = (torch.cat(pair, dim=-1).to(working_dtype(self.embed.weight)) for pair in ([angle.cos()] * 2, [-angle.sin(), angle.sin()]))  # [N, 1, D]
         x = self.embed(tokens)  # [N, C]
         if self.look_back is not None:
             x = x + self.look_back(self.embed(before.clamp(min=0))).masked_fill(before[:, None] < 0, 0.0)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, (B, T, place), P, G, prompt_mask, None if caches is None else caches[i])
+            x = block(x, cos, sin, layout, P, G, hide, None if caches is None else caches[i])
         x = self.norm(x)
         return (x if place is None else x.new_zeros(B * T, x.size(1)).index_copy(0, place, x)).view(B, T, -1)
 
@@ -263,13 +298,14 @@ class Model(nn.Module):
         logits = self.head(hidden).float() / temperature
         return logits if legal is None else logits.masked_fill(~legal, float("-inf"))
 
-    def forward(self, prompt, prompt_len, response, mask, legal=None, temperature=1.0, chunk=4096):
+    def forward(self, prompt, prompt_len, response, mask, legal=None, temperature=1.0, entropy=True, chunk=2 ** 25):
         """
         Log-probability of every response token given its prompt and what stands before it, and the entropy of its distribution (nats).
 
         prompt [B, P], prompt_len [B], response [B, G, R], mask [B, G, R] (the positions wanted), legal [R, V] bool or None.
-        Returns (logprob, entropy) [B, G, R] fp32, zero outside the mask. The vocabulary-wide rows exist for `chunk` positions at a time:
-        they are recomputed in the backward pass rather than kept.
+        Returns (logprob, entropy) [B, G, R] fp32, zero outside the mask; entropy=False leaves the second at zero and saves its time. The
+        vocabulary-wide rows exist for so many positions at a time that they hold `chunk` numbers: where that is not all of them, they are
+        recomputed in the backward pass rather than kept, and memory grows with the chunk, not with positions times vocabulary.
         """
         hidden = self.hidden(prompt, prompt_len, response, mask)[mask]  # [N, C]
         target = response[mask]  # [N]
@@ -277,18 +313,18 @@ class Model(nn.Module):
 
         def rows(hidden, target, place):
             logprobs = torch.log_softmax(self.logits(hidden, None if legal is None else legal[place], temperature), dim=-1)  # [n, V]
-            entropy = -(logprobs.exp() * logprobs.masked_fill(logprobs == float("-inf"), 0)).sum(-1)
-            return logprobs.gather(-1, target[:, None])[:, 0], entropy
+            chosen = logprobs.gather(-1, target[:, None])[:, 0]
+            return chosen, -(logprobs.exp() * logprobs.masked_fill(logprobs == float("-inf"), 0)).sum(-1) if entropy else torch.zeros_like(chosen)
 
-        parts = []
-        for i in range(0, len(target), chunk):
-            piece = slice(i, i + chunk)
+        parts, size = [], max(1, chunk // self.config.vocab_size)
+        for i in range(0, len(target), size):
+            piece = slice(i, i + size)
             arguments = hidden[piece], target[piece], None if place is None else place[piece]
-            whole = len(target) <= chunk or not torch.is_grad_enabled()
+            whole = len(target) <= size or not torch.is_grad_enabled()
             parts.append(rows(*arguments) if whole else checkpoint(rows, *arguments, use_reentrant=False))
-        logprob, entropy = (torch.cat(p) for p in zip(*parts)) if parts else (hidden.sum(-1), hidden.sum(-1))
+        logprob, entropies = (torch.cat(p) for p in zip(*parts)) if parts else (hidden.sum(-1), hidden.sum(-1))
         zeros = torch.zeros(mask.shape, device=mask.device)
-        return zeros.masked_scatter(mask, logprob), zeros.masked_scatter(mask, entropy)
+        return zeros.masked_scatter(mask, logprob), zeros.masked_scatter(mask, entropies)
 
     @torch.no_grad()
     def sample(self, prompt, prompt_len, G, R, eos_id=None, legal=None, forced=None, temperature=1.0, top_k=0, top_p=1.0, generator=None):

@@ -91,7 +91,7 @@ def validation_loss(model, world, indices, context, legal):
     for i in range(0, len(indices), 64):
         batch = world.batch("val", indices[i:i + 64])
         with context:
-            logprob, _ = model(batch.prompt, batch.prompt_len, batch.response[:, None], batch.response_mask[:, None], legal)
+            logprob, _ = model(batch.prompt, batch.prompt_len, batch.response[:, None], batch.response_mask[:, None], legal, entropy=False)
         total, count = total - logprob.sum().item(), count + batch.response_mask.sum().item()
     return total / count
 
@@ -220,7 +220,7 @@ def main(argv):
         for i, (prompt, prompt_len, response, weight) in enumerate(batches):
             last = i == len(batches) - 1
             with nullcontext() if world_size == 1 or last else network.no_sync(), context:
-                logprob, _ = network(prompt, prompt_len, response, weight > 0, legal)
+                logprob, _ = network(prompt, prompt_len, response, weight > 0, legal, entropy=False)
                 loss = -(logprob * weight).sum() / count * world_size  # DDP averages over ranks
                 loss.backward()
             total += loss.item() / world_size

@@ -194,12 +194,13 @@ class Experience:
     advantages: torch.Tensor = None   # [B, G]
 
 
-def rollout(model, world, numbers, terms, config, generator):
+def rollout(model, world, numbers, terms, config, context, generator):
     """Samples and scores G answers to each of the training prompts `numbers`. Returns (Experience, seconds sampling, seconds scoring)."""
     start = time.perf_counter()
     batch = world.batch("train", numbers)
-    sampled = model.sample(batch.prompt, batch.prompt_len, config.group, world.response_len, world.eos_id, world.legal(), batch.forced,
-                           config.temperature, generator=generator)
+    with context:
+        sampled = model.sample(batch.prompt, batch.prompt_len, config.group, world.response_len, world.eos_id, world.legal(), batch.forced,
+                               config.temperature, generator=generator)
     mask = sampled.mask()
     if batch.forced is not None:
         mask = mask & (batch.forced < 0)[:, None]
@@ -254,7 +255,7 @@ def score_tokens(model, world, experience, config, context):
     for rows, e in pieces(experience, config.micro_batch):
         with context:
             logprob[rows, :, :e.tokens.size(-1)] = model(e.prompt, e.prompt_len, e.tokens, e.mask, legal_positions(world, e.tokens.size(-1)),
-                                                         config.temperature)[0]
+                                                         config.temperature, entropy=False)[0]
     return logprob
 
 
@@ -400,7 +401,7 @@ def main(argv):
             numbers = sorted(world.draw("train", missing, rng, config.changed, config.power), key=lambda i: world.prompt_length("train", i))
             drawn_records += numbers
             for i in range(0, missing, config.micro_batch):
-                e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + config.micro_batch], terms, config, generator)
+                e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + config.micro_batch], terms, config, context, generator)
                 flat = equal_rewards(e.rewards)
                 sampling, scoring, wasted = sampling + seconds_sampling, scoring + seconds_scoring, wasted + flat.sum().item()
                 kept.append(select(e, ~flat) if config.redraw and attempt < config.redraw else e)

@@ -1,5 +1,6 @@
 """Tokenizer and video world: ids and frames, the order of frames and actions, forced tokens, metrics of decoded frames, bad input."""
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import numpy as np
@@ -206,7 +207,7 @@ def test_forced_tokens_get_no_gradient_in_the_update(tmp_path, monkeypatch):
     world = load_world("tiny")
     model = Model(ModelConfig(world.vocab_size, world.block_size, 1, 2, 2, 16))
     config = train_rlvr.Config(group=3)
-    experience, *_ = train_rlvr.rollout(model, world, [0, 1], [(1.0, "mae")], config, torch.Generator().manual_seed(0))
+    experience, *_ = train_rlvr.rollout(model, world, [0, 1], [(1.0, "mae")], config, nullcontext(), torch.Generator().manual_seed(0))
     place = torch.arange(world.response_len) % (world.m + world.A)
     assert torch.equal(experience.mask, (place < world.m).expand_as(experience.mask))
     assert (experience.rewards <= 0).all()  # an error counts as minus
