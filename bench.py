@@ -44,7 +44,7 @@ class Config:
     prompts: int = 16           # prompts per rollout batch
     group: int = 16             # responses to each
     updates: int = 4            # optimizer steps per rollout batch
-    dtype: str = "float32"      # of sampling and of GRPO steps: float32 or bfloat16; MLE is measured in both
+    dtype: str = "float32"      # of sampling and of GRPO steps, ours and the peers': float32 or bfloat16; MLE is measured in both
     longest: int = 2048         # longest prompt of the curves
     small: bool = False         # tiny shapes, to see that it runs
     device: str = "auto"        # cpu, cuda, mps or auto
@@ -183,46 +183,38 @@ class GPT(nn.Module):
 
 
 def bench_mle(config, device):
-    """Training steps on plain sequences, as nanoGPT's: forward, backward, AdamW."""
+    """Training steps on plain sequences (forward, backward, AdamW), beside nanoGPT's network with as many parameters, within 1 %."""
     shapes = [(Shape(1, 2, 32, 64, 1, 15), 2)] if config.small else [(Shape(4, 4, 128, 544, 1, 127), 64), (Shape(6, 6, 384, 2048, 1, 255), 12)]
     rows = []
     for shape, batch in shapes:
         tokens = torch.randint(0, shape.vocab, (batch, shape.R + 1), device=device)
         mask = torch.ones(batch, 1, shape.R, dtype=torch.bool, device=device)
         length = torch.ones(batch, dtype=torch.long, device=device)
+        ours, gpt = shape.model(device), GPT(shape).to(device)
+        losses = {ours: lambda: -ours(tokens[:, :1], length, tokens[:, None, 1:], mask, entropy=False)[0].mean(), gpt: lambda: gpt(tokens)}
+        if "hf" in peers(config):
+            theirs = llama(shape, device)
+            losses[theirs] = lambda: theirs(input_ids=tokens, labels=tokens).loss
         for dtype in (torch.float32, torch.bfloat16):
-            peak = matrix_peak(dtype, device, config.repeats)
             context = autocast(device, str(dtype).removeprefix("torch."))
-            ours = shape.model(device)
-
-            def run_ours():
-                with context:
-                    loss = -ours(tokens[:, :1], length, tokens[:, None, 1:], mask, entropy=False)[0].mean()
-                loss.backward()
-
-            def step(model, run):
+            speeds = []
+            for model, loss in losses.items():
                 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-                def one():
-                    run()
+                def step():
+                    with context:
+                        value = loss()
+                    value.backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                return tokens.numel() / seconds(one, max(5, config.repeats), device)
-            speed = step(ours, run_ours)
+                speeds.append(tokens.numel() / seconds(step, max(5, config.repeats), device))
             flops = 6 * ours.num_parameters() + 12 * shape.n_layer * shape.n_embd * shape.R  # a token, forward and backward (PaLM, appendix B)
-            cells = [f"{shape.n_layer} x {shape.n_embd}, {batch} x {shape.R + 1} tokens", str(dtype).removeprefix("torch."), f"{ours.num_parameters():,}",
-                     f"{speed:,.0f}", f"{flops * speed / peak:.0%}"]
-            if "hf" in peers(config):
-                theirs = llama(shape, device)
-
-                def run_theirs():
-                    with context:
-                        loss = theirs(input_ids=tokens, labels=tokens).loss
-                    loss.backward()
-                other = step(theirs, run_theirs)
-                cells += [f"{other:,.0f}", f"{speed / other:.2f}"]
-            rows.append(cells)
-    table("Maximum likelihood", ["shape", "dtype", "parameters", "tokens/s", "of matrix peak"] + ["transformers", "ratio"] * ("hf" in peers(config)), rows)
+            share = flops * speeds[0] / matrix_peak(dtype, device, config.repeats)
+            others = [cell for speed in speeds[1:] for cell in (f"{speed:,.0f}", f"{speeds[0] / speed:.2f}")]
+            rows.append([f"{shape.n_layer} x {shape.n_embd}, {batch} x {shape.R + 1} tokens", str(dtype).removeprefix("torch."),
+                         f"{ours.num_parameters():,}", f"{speeds[0]:,.0f}", f"{share:.0%}", *others])
+    table("Maximum likelihood", ["shape", "dtype", "parameters", "tokens/s", "of matrix peak", "nanoGPT's network", "ratio"]
+          + ["transformers", "ratio"] * ("hf" in peers(config)), rows)
 
 
 def bench_sampling(config, device):

@@ -105,11 +105,10 @@ def attend_group(q, k, v, prompt_k, prompt_v, hide):
     return from_prompt.view(B, K, G, M, R, D) + from_self.view(B, K, G, M, R, D)
 
 
-def visible(prompt_mask, R, S, dtype):
-    """prompt_mask [B, P], R queries, the last of S response tokens -> attend_group's hide [B, R, P + S]: the real prompt, and causally themselves."""
+def visible(prompt_mask, seen, dtype):
+    """prompt_mask [B, P], seen [R, S] bool, which response tokens each query may look at -> attend_group's hide [B, R, P + S]: 0 or -inf."""
     B, P = prompt_mask.shape
-    causal = torch.ones(R, S, dtype=torch.bool, device=prompt_mask.device).tril(S - R)
-    seen = torch.cat([prompt_mask[:, None].expand(B, R, P), causal.expand(B, R, S)], dim=-1)
+    seen = torch.cat([prompt_mask[:, None].expand(B, len(seen), P), seen.expand(B, *seen.shape)], dim=-1)
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
@@ -147,7 +146,7 @@ class Attention(nn.Module):
             y = attend_causal(prompt_q, prompt_k, prompt_v)
             parts.append(y.transpose(1, 2).reshape(B, P, H * D))  # right padding needs no mask here: causal rows only look left
             if cache is not None:
-                cache.prompt_k, cache.prompt_v = prompt_k.contiguous(), prompt_v.contiguous()
+                cache.begin(prompt_k, prompt_v)
         else:
             prompt_k, prompt_v = cache.prompt_k, cache.prompt_v
         if T > P:
@@ -163,27 +162,56 @@ class Attention(nn.Module):
 
 
 class LayerCache:
-    """Keys and values of one layer while sampling: the prompt's [B, K, P, D], once per prompt, and the responses' [B, K, G, R, D]."""
+    """
+    Keys and values of one layer while sampling: the prompt's [B, K, P, D], once per prompt, and the responses' [B, K, G, R, D].
+
+    place [1]: where the next token goes; end: how many response tokens the attention reads. A tensor and a constant, so that a recorded step
+    can be replayed at any place; otherwise end = place + 1 reads no more than there is.
+    """
 
     def __init__(self, G, R):
-        self.G, self.R, self.length = G, R, 0
-        self.prompt_k = self.prompt_v = self.k = self.v = None
+        self.G, self.R = G, R
+        self.place, self.end = None, 0
+
+    def begin(self, prompt_k, prompt_v):
+        """Takes the prompt's keys and values [B, K, P, D] and makes room for the responses'."""
+        B, K, _, D = prompt_k.shape
+        self.prompt_k, self.prompt_v = prompt_k.contiguous(), prompt_v.contiguous()
+        self.k, self.v = (prompt_k.new_zeros(B, K, self.G, self.R, D) for _ in range(2))
 
     def append(self, k, v):
-        """Stores k, v [B, K, G, 1, D] behind what is there and returns all of it."""
-        if self.k is None:
-            B, K, G, _, D = k.shape
-            self.k, self.v = k.new_zeros(B, K, G, self.R, D), v.new_zeros(B, K, G, self.R, D)
-        end = self.length + k.size(3)
-        self.k[:, :, :, self.length:end], self.v[:, :, :, self.length:end] = k, v
-        self.length = end
-        return self.k[:, :, :, :end], self.v[:, :, :, :end]
+        """Stores k, v [B, K, G, 1, D] at `place` and returns the first `end` of all [B, K, G, end, D]."""
+        self.k.index_copy_(3, self.place, k)
+        self.v.index_copy_(3, self.place, v)
+        return self.k[:, :, :, :self.end], self.v[:, :, :, :self.end]
 
     def keep(self, rows):
         """Drops all prompts but rows [n] (indices into the batch)."""
-        for name in ("prompt_k", "prompt_v", "k", "v"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name)[rows])
+        self.prompt_k, self.prompt_v, self.k, self.v = (t[rows] for t in (self.prompt_k, self.prompt_v, self.k, self.v))
+
+
+class Recorded:
+    """
+    A function of tensors, its kernels recorded once as a CUDA graph and then replayed: the host launches one thing instead of hundreds. What
+    it returns is overwritten by the next call.
+    """
+
+    def __init__(self, function, *inputs):
+        self.inputs = [x.clone() for x in inputs]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            function(*self.inputs)  # what is done only once, such as choosing kernels, may not be recorded
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = function(*self.inputs)
+
+    def __call__(self, *inputs):
+        for own, new in zip(self.inputs, inputs):
+            own.copy_(new)
+        self.graph.replay()
+        return self.output
 
 
 class Block(nn.Module):
@@ -241,11 +269,12 @@ class Model(nn.Module):
     def num_parameters(self):
         return sum(p.numel() for p in self.parameters())
 
-    def body(self, tokens, before, position, P, G, prompt_mask, caches=None, real=None):
+    def body(self, tokens, before, position, P, G, hide=None, caches=None, real=None):
         """
         tokens, position [B, P + G·R], before (the token in front of each; -1: none) -> final hidden states [B, P + G·R, C].
 
-        caches: one LayerCache per layer while sampling. real [B, P + G·R]: False on padding, which then costs attention only; None: no padding.
+        hide: where the responses may look, see visible(). caches: one LayerCache per layer while sampling. real [B, P + G·R]: False on padding,
+        which then costs attention only; None: no padding.
 
         A world model copies a lot: it looks for the place where a name stood before and says what followed there. That takes two layers of
         attention that find each other late in training ("induction heads", arXiv 2209.11895). Where every token also carries the one before it
@@ -254,12 +283,9 @@ class Model(nn.Module):
         B, T = tokens.shape
         place = None if real is None else real.flatten().nonzero()[:, 0]  # [N]
         tokens, before, position = (t.flatten() if place is None else t.flatten()[place] for t in (tokens, before, position))  # [N]
-        layout, hide = (B, T, place), None
+        layout = B, T, place
         if G == 1 and caches is None:  # prompt and response are one plain sequence, put together without a gap
             layout, P = (B, T, None if place is None else place // T * T + position), T
-        elif T > P:
-            R = (T - P) // G
-            hide = visible(prompt_mask, R, R + (caches[0].length if caches else 0), working_dtype(self.embed.weight))
         angle = position[:, None, None].float() * self.frequency  # [N, 1, D/2]
         cos, sin = (torch.cat(pair, dim=-1).to(working_dtype(self.embed.weight)) for pair in ([angle.cos()] * 2, [-angle.sin(), angle.sin()]))  # [N, 1, D]
         x = self.embed(tokens)  # [N, C]
@@ -288,7 +314,8 @@ class Model(nn.Module):
         needed = mask.flip(-1).cummax(-1).values.flip(-1)[..., 1:]  # [B, G, R - 1]: an input that something wanted comes after
         real = torch.cat([prompt_mask, needed.flatten(1)], dim=1)
         real = None if real.all() else real
-        x = self.body(torch.cat([prompt, inputs], dim=1), before, position, P, G, prompt_mask, real=real)
+        hide = visible(prompt_mask, torch.ones(R - 1, R - 1, dtype=torch.bool, device=prompt.device).tril(), working_dtype(self.embed.weight))
+        x = self.body(torch.cat([prompt, inputs], dim=1), before, position, P, G, hide, real=real)
         first = x[torch.arange(B, device=x.device), prompt_len - 1]  # [B, C]: the prompt's last position predicts the first token of all G
         rest = x[:, P:].view(B, G, R - 1, -1)
         return torch.cat([first[:, None, None].expand(B, G, 1, -1), rest], dim=2)
@@ -327,13 +354,15 @@ class Model(nn.Module):
         return zeros.masked_scatter(mask, logprob), zeros.masked_scatter(mask, entropies)
 
     @torch.no_grad()
-    def sample(self, prompt, prompt_len, G, R, eos_id=None, legal=None, forced=None, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+    def sample(self, prompt, prompt_len, G, R, eos_id=None, legal=None, forced=None, temperature=1.0, top_k=0, top_p=1.0, generator=None,
+               static=None):
         """
         Samples G responses of at most R tokens to each prompt; the prompt is run once and its keys and values are read by all G.
 
         prompt [B, P] right-padded, prompt_len [B]; eos_id ends a response (None: all have R tokens); legal [R, V] bool or None;
         forced [B, R]: ids the world inserts (-1 where the model chooses) or None. temperature 0 is greedy. top_k (0: off) and top_p (1: off)
-        are for evaluation: the returned log-probabilities are always those of the full legal distribution. Returns a Rollout.
+        are for evaluation: the returned log-probabilities are always those of the full legal distribution. static: every step has the same
+        shapes, so that it can be recorded and replayed (None: on CUDA); otherwise attention reads only what is there. Returns a Rollout.
         """
         B, P = prompt.shape
         device = prompt.device
@@ -343,10 +372,17 @@ class Model(nn.Module):
         ended = torch.zeros(B, G, dtype=torch.bool, device=device)
         caches = [LayerCache(G, R) for _ in self.blocks]
         prompt_mask = torch.arange(P, device=device) < prompt_len[:, None]
-        hidden = self.body(prompt, shifted(prompt), torch.arange(P, device=device).expand(B, P), P, G, prompt_mask, caches)
+        hidden = self.body(prompt, shifted(prompt), torch.arange(P, device=device).expand(B, P), P, G, caches=caches)
         before = prompt.gather(1, prompt_len[:, None] - 1).expand(B, G)  # the token in front of the one that is chosen
         hidden = hidden[torch.arange(B, device=device), prompt_len - 1][:, None].expand(B, G, -1)  # [B, G, C]
         rows = torch.arange(B, device=device)  # the prompts still being answered; those whose whole group has ended drop out
+        static = device.type == "cuda" if static is None else static
+        seen, places, recorded = torch.ones(R, R, dtype=torch.bool, device=device).tril(), torch.arange(R, device=device), None
+
+        def step(choice, before, position, place, hide):
+            for cache in caches:
+                cache.place, cache.end = place, hide.size(-1) - P
+            return self.body(choice, before, position, 0, G, hide, caches)  # [b, G, C]
         for t in range(R):
             logits = self.logits(hidden, None if legal is None else legal[t], temperature or 1.0)  # [b, G, V]
             choice = choose(logits, temperature, top_k, top_p, generator)  # [b, G]
@@ -361,16 +397,24 @@ class Model(nn.Module):
                 length[rows] = torch.where(stop, t + 1, length[rows])
                 ended[rows] |= stop
                 if t % 4 == 3 or t < 4:  # looking at the flags makes the host wait, so not at every token
-                    open_rows = (~ended[rows].all(1)).nonzero()[:, 0]
-                    if len(open_rows) == 0:
+                    done = ended[rows].all(1)
+                    still, size = int((~done).sum()), len(rows)
+                    if still == 0:
                         break
-                    if len(open_rows) <= len(rows) / 2:  # halve the batch: short answers do not wait for the longest
+                    while 2 * still <= size:  # halve the batch: short answers do not wait for the longest
+                        size //= 2
+                    if size < len(rows):
+                        kept = done.int().argsort(stable=True)[:size]
                         for cache in caches:
-                            cache.keep(open_rows)
-                        rows, choice, before, prompt_mask = rows[open_rows], choice[open_rows], before[open_rows], prompt_mask[open_rows]
+                            cache.keep(kept)
+                        rows, choice, before, prompt_mask, recorded = rows[kept], choice[kept], before[kept], prompt_mask[kept], None
             if t + 1 < R:
                 position = (prompt_len[rows] + t)[:, None].expand(-1, G)
-                hidden = self.body(choice, before, position, 0, G, prompt_mask, caches)  # [b, G, C]
+                hide = visible(prompt_mask, seen[t:t + 1, :R if static else t + 1], working_dtype(self.embed.weight))
+                arguments = choice, before, position, places[t:t + 1], hide
+                if device.type == "cuda" and static:
+                    recorded = recorded or Recorded(step, *arguments)
+                hidden = (recorded or step)(*arguments)
                 before = choice
         return Rollout(tokens, logprob, length, ended)
 

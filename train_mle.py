@@ -72,15 +72,15 @@ class Config:
 PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_inner=3072, tie=False, look_back=False, batch_size=16, micro_batch=4,
              eval_records=16, eval_every=5000, steps=150000, warmup=1000)
 PRESETS = {
-    "textgame": dict(world="textgame", batch_size=64, seconds=110, dtype="bfloat16"),
-    "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=130, dtype="bfloat16"),
-    "robot": dict(world="robot", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
-    "robot-multi": dict(world="robot-multi", batch_size=32, seconds=210, dtype="bfloat16", eval_records=64),
+    "textgame": dict(world="textgame", batch_size=64, seconds=110),
+    "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=130),
+    "robot": dict(world="robot", batch_size=32, seconds=210, eval_records=64),
+    "robot-multi": dict(world="robot-multi", batch_size=32, seconds=210, eval_records=64),
     "paper-single": dict(PAPER),
     "paper-multi": dict(PAPER, world="paper-multi"),
     "smoke": dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, batch_size=16, steps=6, eval_every=3, eval_records=8, warmup=2),
     "bytesized32": dict(world="bytesized32", n_layer=4, n_head=4, n_kv_head=4, n_embd=256, batch_size=128, branches=16, micro_batch=4, changed=0.5,
-                        power=0.3, renumber=0.3, warmup=50, seconds=2100, eval_every=300, eval_records=400, dtype="bfloat16"),
+                        power=0.3, renumber=0.3, warmup=50, seconds=2100, eval_every=300, eval_records=400),
 }
 
 

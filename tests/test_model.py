@@ -36,7 +36,7 @@ def naive_logprobs(model, prompt, prompt_len, response, temperature=1.0, legal=N
             p = prompt[b, :prompt_len[b]]
             sequence = torch.cat([p, response[b, g]])[None]
             T = sequence.size(1)
-            hidden = model.body(sequence, shifted(sequence), torch.arange(T)[None], T, 1, None)[0, len(p) - 1:-1]
+            hidden = model.body(sequence, shifted(sequence), torch.arange(T)[None], T, 1)[0, len(p) - 1:-1]
             logprobs = model.logits(hidden, legal, temperature).log_softmax(-1)
             out[b, g] = logprobs.gather(-1, response[b, g][:, None])[:, 0]
     return out
@@ -137,12 +137,13 @@ def test_sampled_logprobs_equal_teacher_forced_ones(setting):
     assert rollout.ended.any() and not rollout.ended.all()  # both ways of ending occur, or the test says little
 
 
-def test_batch_that_shrinks_while_sampling_still_matches_scoring():
-    """Prompts whose whole group has ended are dropped from the batch; what remains must not be mixed up."""
+@pytest.mark.parametrize("static", [False, True])
+def test_batch_that_shrinks_while_sampling_still_matches_scoring(static):
+    """Prompts whose whole group has ended are dropped from the batch; what remains must not be mixed up. static is the way of a GPU."""
     model = lively(small(), 3)
     prompt = torch.randint(0, EOS, (16, 7))
     prompt_len = torch.randint(1, 8, (16,))
-    rollout = model.sample(prompt, prompt_len, 1, 40, EOS, generator=torch.Generator().manual_seed(2))
+    rollout = model.sample(prompt, prompt_len, 1, 40, EOS, generator=torch.Generator().manual_seed(2), static=static)
     scored, _ = model(prompt, prompt_len, rollout.tokens, rollout.mask())
     assert torch.allclose(scored, rollout.logprob, atol=1e-3)
     lengths = rollout.length.flatten().tolist()
@@ -202,6 +203,32 @@ def test_chunked_vocabulary_rows_give_the_same_gradient():
         model(prompt, prompt_len, response, mask, chunk=chunk)[0].sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.allclose(*gradients, atol=1e-4)
+
+
+def test_static_steps_have_few_shapes_and_sample_the_same():
+    """What a GPU records and replays: shapes change only where the batch is halved, so a handful of times, and nothing else changes."""
+    model = lively(small(), 3)
+    prompt, prompt_len = torch.randint(0, EOS, (16, 7)), torch.randint(1, 8, (16,))
+    shapes, body = [], model.body
+
+    def watched(tokens, before, position, P, G, hide=None, caches=None, real=None):
+        shapes.append((tuple(tokens.shape), None if hide is None else tuple(hide.shape)))
+        return body(tokens, before, position, P, G, hide, caches, real)
+    model.body = watched
+    growing, static = (model.sample(prompt, prompt_len, 4, 40, EOS, generator=torch.Generator().manual_seed(2), static=way) for way in (False, True))
+    assert torch.equal(growing.tokens, static.tokens) and torch.allclose(growing.logprob, static.logprob, atol=1e-5)
+    grew, same = shapes[:len(shapes) // 2], shapes[len(shapes) // 2:]
+    assert len(set(grew)) == len(grew) and len(set(same)) <= 2 + 4  # the prompt, 16 rows, and at most log2(16) halvings
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: there is none")
+def test_recorded_steps_on_cuda():
+    """A CUDA graph of the step samples what the step itself samples."""
+    model = lively(small(), 3).cuda()
+    prompt, prompt_len = torch.randint(0, EOS, (16, 7)).cuda(), torch.randint(1, 8, (16,)).cuda()
+    a, b = (model.sample(prompt, prompt_len, 4, 40, EOS, generator=torch.Generator("cuda").manual_seed(2), static=way) for way in (False, True))
+    scored, _ = model(prompt, prompt_len, b.tokens, b.mask())
+    assert torch.allclose(scored, b.logprob, atol=1e-3) and (a.tokens == b.tokens).float().mean() > 0.9
 
 
 def test_cache_is_fresh_after_a_weight_update():
