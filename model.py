@@ -266,6 +266,11 @@ class Model(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    def compile_blocks(self, **options):
+        """torch.compile for forward and backward passes. What is compiled is a block: once for all layers, batch sizes and lengths."""
+        for block in self.blocks:
+            block.compile(dynamic=True, **options)
+
     def num_parameters(self):
         return sum(p.numel() for p in self.parameters())
 
@@ -292,7 +297,8 @@ class Model(nn.Module):
         if self.look_back is not None:
             x = x + self.look_back(self.embed(before.clamp(min=0))).masked_fill(before[:, None] < 0, 0.0)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, layout, P, G, hide, None if caches is None else caches[i])
+            # a step of sampling is recorded as a whole rather than compiled (block.compile changes what block() does, not block.forward())
+            x = block(x, cos, sin, layout, P, G, hide, None) if caches is None else block.forward(x, cos, sin, layout, P, G, hide, caches[i])
         x = self.norm(x)
         return (x if place is None else x.new_zeros(B * T, x.size(1)).index_copy(0, place, x)).view(B, T, -1)
 

@@ -384,7 +384,10 @@ def blur(x):
     """
     weights = [math.exp(-(i - 5) ** 2 / (2 * 1.5 ** 2)) for i in range(11)]
     for axis in (-1, -2):
-        x = sum(weight / sum(weights) * x.narrow(axis, i, x.size(axis) - 10) for i, weight in enumerate(weights))
+        shifted = [x.narrow(axis, i, x.size(axis) - 10) for i in range(11)]
+        x = shifted[0] * (weights[0] / sum(weights))
+        for part, weight in zip(shifted[1:], weights[1:]):
+            x.add_(part, alpha=weight / sum(weights))
     return x
 
 

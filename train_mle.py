@@ -62,7 +62,7 @@ class Config:
     eval_records: int = 256     # validation records for the task metrics
     # the machine
     dtype: str = "auto"         # float32, bfloat16 (autocast) or auto
-    compile: bool = False       # torch.compile the model (needs a compiler)
+    compile: bool = False       # torch.compile the model's blocks (needs a compiler)
     device: str = "auto"        # cpu, cuda, mps or auto
     seed: int = 0               # of weights and data
     wandb: str = ""             # wandb project to log to as well
@@ -141,8 +141,9 @@ def main(argv):
     if config.resume:
         step, trained, best, stale, decay_from, evaluated, losses = checkpoint["progress"]
         set_random_states(checkpoint["random"])
-    network = torch.compile(model, dynamic=True) if config.compile else model
-    network = DistributedDataParallel(network) if world_size > 1 else network
+    if config.compile:
+        model.compile_blocks()
+    network = DistributedDataParallel(model) if world_size > 1 else model
     log = MetricsLog(folder, asdict(config), config.wandb, checkpoint["log_position"] if config.resume else 0)
     guard, asked = Guard(folder / "last.pt"), watch_signals()
     val = np.random.default_rng(0).permutation(len(world.records["val"]))[:config.eval_records].tolist()

@@ -70,7 +70,7 @@ class Config:
     # the machine
     micro_batch: int = 16       # prompts per forward pass, in sampling and in the update
     dtype: str = "auto"         # float32, bfloat16 (autocast) or auto
-    compile: bool = False       # torch.compile the update (needs a compiler)
+    compile: bool = False       # torch.compile the model's blocks (needs a compiler)
     device: str = "auto"        # cpu, cuda, mps or auto
     seed: int = 0
     wandb: str = ""             # wandb project to log to as well
@@ -350,8 +350,9 @@ def main(argv):
         optimizer.load_state_dict(checkpoint["optimizer"])
         step, trained, best, evaluated = checkpoint["progress"]
         set_random_states(checkpoint["random"])
-    network = torch.compile(model, dynamic=True) if config.compile else model
-    network = DistributedDataParallel(network) if world_size > 1 else network
+    if config.compile:
+        model.compile_blocks()
+    network = DistributedDataParallel(model) if world_size > 1 else model
     log = MetricsLog(folder, asdict(config), config.wandb, checkpoint["log_position"] if config.resume else 0)
     guard, asked = Guard(folder / "last.pt"), watch_signals()
     val = np.random.default_rng(0).permutation(len(world.records["val"]))[:config.eval_records].tolist()

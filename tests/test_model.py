@@ -1,6 +1,7 @@
 """The transformer against Hugging Face's, against the ungrouped computation, and sampling against scoring."""
 import pytest
 import torch
+import torch._dynamo.testing
 
 from model import Model, ModelConfig, choose, shifted
 
@@ -219,6 +220,24 @@ def test_static_steps_have_few_shapes_and_sample_the_same():
     assert torch.equal(growing.tokens, static.tokens) and torch.allclose(growing.logprob, static.logprob, atol=1e-5)
     grew, same = shapes[:len(shapes) // 2], shapes[len(shapes) // 2:]
     assert len(set(grew)) == len(grew) and len(set(same)) <= 2 + 4  # the prompt, 16 rows, and at most log2(16) halvings
+
+
+def test_two_compilations_serve_all_layers_and_lengths():
+    """Blocks are compiled with free lengths: eight batches of other shapes, and sampling in between, compile nothing anew and change nothing."""
+    counter = torch._dynamo.testing.CompileCounter()
+    plain, compiled = lively(small()), small()
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile_blocks(backend=counter)
+    for i in range(8):
+        B, P, G, R = 2 + i % 3, 5 + i, 2 + i % 4, 5 + i % 3
+        prompt, prompt_len = torch.randint(0, EOS, (B, P)), torch.randint(1, P + 1, (B,))
+        response, mask = torch.randint(0, EOS, (B, G, R)), torch.arange(R) < torch.randint(1, R + 1, (B, G, 1))
+        a, b = (model(prompt, prompt_len, response, mask)[0] for model in (plain, compiled))
+        a.sum().backward()
+        b.sum().backward()
+        assert torch.allclose(a, b, atol=1e-5) and counter.frame_count <= 2, counter.frame_count  # with padding and without
+        assert all(torch.allclose(x.grad, y.grad, atol=1e-4) for x, y in zip(plain.parameters(), compiled.parameters()))
+        compiled.sample(prompt, prompt_len, 2, 4, EOS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: there is none")
