@@ -74,7 +74,7 @@ PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_i
 PRESETS = {
     "textgame": dict(world="textgame", batch_size=64, seconds=110),
     "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=130),
-    "robot": dict(world="robot", batch_size=32, seconds=210, eval_records=64),
+    "robot": dict(world="robot", batch_size=32, seconds=200, eval_records=128),
     "robot-multi": dict(world="robot-multi", batch_size=32, seconds=210, eval_records=64),
     "paper-single": dict(PAPER),
     "paper-multi": dict(PAPER, world="paper-multi"),

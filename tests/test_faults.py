@@ -221,11 +221,14 @@ def test_one_failing_rank_ends_all_of_them_with_its_error(house, tmp_path):
     assert done.returncode != 0 and "rank 1 broke" in done.stderr and time.time() - start < 60
 
 
-def test_two_processes_resume_as_if_never_stopped(house, tmp_path):
+@pytest.mark.parametrize("script,steps,every,port", [("train_mle.py", 40, 5, 29615), ("train_rlvr.py", 8, 1, 29617)])
+def test_two_processes_resume_as_if_never_stopped(house, tmp_path, script, steps, every, port):
     """Killed and resumed under torchrun with two gloo processes: the weights of the undisturbed run."""
+    start = [f"--init_from={house / 'out/textgame-mle/best.pt'}"] * (script == "train_rlvr.py")
+
     def torchrun(*arguments):
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29615", str(ROOT / "train_mle.py"), "--preset=smoke",
-                f"--world={house / 'textgame'}", "--steps=40", "--eval_every=5", *arguments]
+        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", str(ROOT / script), "--preset=smoke",
+                f"--world={house / 'textgame'}", f"--steps={steps}", f"--eval_every={every}", *start, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(torchrun("--name=whole"), cwd=tmp_path, check=True, capture_output=True, env=environment, timeout=200)
     process = subprocess.Popen(torchrun("--name=cut"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
@@ -242,7 +245,7 @@ def test_two_processes_resume_as_if_never_stopped(house, tmp_path):
             pass
     subprocess.run(torchrun("--name=cut", "--resume"), cwd=tmp_path, check=True, capture_output=True, env=environment, timeout=200)
     whole, cut = (common.load_checkpoint(tmp_path / "out" / name / "last.pt") for name in ("whole", "cut"))
-    assert whole["progress"][0] == cut["progress"][0] == 40  # and no more steps than were asked for
+    assert whole["progress"][0] == cut["progress"][0] == steps  # and no more steps than were asked for
     assert all(torch.equal(whole["model"][name], cut["model"][name]) for name in whole["model"])
-    steps = [[json.loads(line)["step"] for line in (tmp_path / "out" / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
-    assert steps[0] == steps[1]
+    logged = [[json.loads(line)["step"] for line in (tmp_path / "out" / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
+    assert logged[0] == logged[1]
