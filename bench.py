@@ -11,7 +11,6 @@ shape with the same numbers of prompts, tokens and updates. GRPO steps are those
 """
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ class Config:
     prompts: int = 16           # prompts per rollout batch
     group: int = 16             # responses to each
     updates: int = 4            # optimizer steps per rollout batch
-    dtype: str = "float32"      # of sampling and of GRPO steps, ours and the peers': float32 or bfloat16; MLE is measured in both
+    dtype: str = "float32"      # of GRPO steps and curves, the peers' too: float32 or bfloat16; MLE and sampling are measured in both
     longest: int = 2048         # longest prompt of the curves
     small: bool = False         # tiny shapes, to see that it runs
     device: str = "auto"        # cpu, cuda, mps or auto
@@ -97,24 +96,20 @@ def synchronize(device):
 
 
 def peak_memory(function, device):
-    """The most memory in bytes that a call took beyond what was there before it; None where the system does not tell."""
+    """The most memory in bytes that a call held at one time, beyond what was there before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from now on
-    except OSError:
-        return None
-    before = resident("VmRSS")
-    function()
-    return resident("VmHWM") - before
-
-
-def resident(name):
-    """VmRSS (memory in use) or VmHWM (the most there was) of this process, in bytes."""
-    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    with torch.profiler.profile(profile_memory=True) as recorded:  # every allocation and release; what the process shows from outside is coarser
+        function()
+    changes = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
 
 
 def matrix_peak(dtype, device, repeats):
@@ -218,30 +213,25 @@ def bench_mle(config, device):
 
 
 def bench_sampling(config, device):
-    """G responses of full length to each prompt."""
+    """G responses of full length to each prompt, beside transformers' generate in the same dtype."""
     rows = []
     for shape in [Shape(1, 2, 32, 64, 12, 8)] if config.small else [SHORT, LONG]:
-        model = shape.model(device).eval()
+        model, tokens = shape.model(device).eval(), config.prompts * config.group * shape.R
         prompt = torch.randint(0, shape.vocab, (config.prompts, shape.P), device=device)
         length = torch.full((config.prompts,), shape.P, device=device)
-        tokens = config.prompts * config.group * shape.R
-
-        def ours():
-            with autocast(device, config.dtype):
-                model.sample(prompt, length, config.group, shape.R)
-        speed = tokens / seconds(ours, config.repeats, device)
-        cells = [shape, f"{config.prompts} x {config.group}", f"{speed:,.0f}"]
-        if "hf" in peers(config):
-            theirs, repeated = llama(shape, device).eval(), prompt.repeat_interleave(config.group, 0)
+        theirs, repeated = llama(shape, device).eval() if "hf" in peers(config) else None, prompt.repeat_interleave(config.group, 0)
+        for dtype in ("float32", "bfloat16"):
+            def ours():
+                with autocast(device, dtype):
+                    model.sample(prompt, length, config.group, shape.R)
 
             def generate():
-                with torch.no_grad(), autocast(device, config.dtype):
+                with torch.no_grad(), autocast(device, dtype):
                     theirs.generate(input_ids=repeated, attention_mask=torch.ones_like(repeated), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                                     max_new_tokens=shape.R, min_new_tokens=shape.R)
-            other = tokens / seconds(generate, config.repeats, device)
-            cells += [f"{other:,.0f}", f"{speed / other:.1f}"]
-        rows.append(cells)
-    table(f"Sampling, {config.dtype}", ["shape", "prompts x group", "tokens/s"] + ["generate", "ratio"] * ("hf" in peers(config)), rows)
+            speeds = [tokens / seconds(function, config.repeats, device) for function in (ours, generate)[:1 + (theirs is not None)]]
+            rows.append([shape, dtype, *(f"{speed:,.0f}" for speed in speeds), *(f"{speeds[0] / speed:.1f}" for speed in speeds[1:])])
+    table(f"Sampling, {config.prompts} x {config.group}", ["shape", "dtype", "tokens/s"] + ["generate", "ratio"] * ("hf" in peers(config)), rows)
 
 
 def bench_reward(config, device):
@@ -412,7 +402,7 @@ def bench_memory(config, device):
         run()
         taken = peak_memory(run, device)
         whole = 4 * positions * vocab
-        rows.append([f"{positions:,}", f"{whole / 2 ** 30:.2f}", "not told here" if taken is None else f"{taken / 2 ** 30:.2f}"])
+        rows.append([f"{positions:,}", f"{whole / 2 ** 30:.2f}", f"{taken / 2 ** 30:.2f}"])
     table(f"Memory of an update, 4 x 128, vocabulary {vocab:,}: GiB beyond weights and optimizer",
           ["response positions", "one fp32 [positions, vocabulary]", "peak, gradients included"], rows)
 
