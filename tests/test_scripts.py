@@ -99,9 +99,10 @@ def test_your_own_transitions_run_through(tmp_path):
 def test_bench_measures(tmp_path):
     """Every part of bench.py on tiny shapes, beside transformers."""
     printed = run(tmp_path, "bench.py", "--preset=smoke", "--peer=hf")
-    for title in ("Maximum likelihood", "Sampling, float32", "Rewards", "A GRPO step", "16 responses", "by prompt length", "Memory of an update"):
+    for title in ("Maximum likelihood", "Sampling, 2 x 4", "Rewards", "A GRPO step", "16 responses", "by prompt length", "Memory of an update"):
         assert title in printed
-    assert printed.count("| ratio |") == 2 and "strict_task" in printed and "ssim" in printed
+    for peer in ("nanoGPT's network", "transformers", "generate", "ratio", "strict_task", "ssim"):
+        assert peer in printed
 
 
 @pytest.mark.parametrize("script,stop_at", [("train_mle", 3), ("train_rlvr", 2)])
