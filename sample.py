@@ -279,7 +279,7 @@ def draw_strip(rows, actions, path):
         tip = x + dx * reach, y + dy * reach
         pen.line([(x, y), tip], fill="yellow", width=2)
         pen.ellipse([tip[0] - 3, tip[1] - 3, tip[0] + 3, tip[1] + 3], fill="yellow")
-    strip.quantize(256).save(path.with_suffix(".png"))  # a third of the size, and no eye can tell
+    strip.save(path.with_suffix(".png"))
     films = []
     for c in range(n):
         column = strip.crop((margin + c * width, 0, margin + (c + 1) * width, len(rows) * height))
