@@ -200,10 +200,11 @@ def autocast(device, dtype):
     faster, which is CUDA from Ampere on, and CPUs with AVX512-bf16 or AMX.
     """
     one_of("dtype", dtype, ("auto", "float32", "bfloat16"))
-    if dtype == "auto" and device.type == "cuda":
+    able = False
+    if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if device.type == "cpu":
+        able = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     if dtype == "bfloat16" or (dtype == "auto" and able):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -219,11 +220,6 @@ def all_reduce(values, op="sum"):
     if op == "mean":
         tensor /= dist.get_world_size()
     return tensor.tolist()
-
-
-def plain_state_dict(model):
-    """The state dict without the prefixes that DDP ("module.") and torch.compile ("_orig_mod.") add, so that it loads into a plain model."""
-    return {k.replace("_orig_mod.", "").replace("module.", ""): v for k, v in model.state_dict().items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -165,8 +165,8 @@ class LayerCache:
     """
     Keys and values of one layer while sampling: the prompt's [B, K, P, D], once per prompt, and the responses' [B, K, G, R, D].
 
-    place [1]: where the next token goes; end: how many response tokens the attention reads. A tensor and a constant, so that a recorded step
-    can be replayed at any place; otherwise end = place + 1 reads no more than there is.
+    place [1]: where the next token goes; end: how many response tokens the attention reads, either place + 1, all there are, or always R, so
+    that a recorded step, in which place is a tensor and end a constant, can be replayed at any place.
     """
 
     def __init__(self, G, R):
@@ -181,7 +181,7 @@ class LayerCache:
 
     def append(self, k, v):
         """Stores k, v [B, K, G, 1, D] at `place` and returns the first `end` of all [B, K, G, end, D]."""
-        if self.end < self.R:  # place = end - 1; an assignment is the faster of the two
+        if self.end < self.R:  # place is end - 1, known without looking at the tensor: an assignment, which is faster on a CPU
             self.k[:, :, :, self.end - 1:self.end], self.v[:, :, :, self.end - 1:self.end] = k, v
         else:
             self.k.index_copy_(3, self.place, k)
@@ -323,7 +323,9 @@ class Model(nn.Module):
         needed = mask.flip(-1).cummax(-1).values.flip(-1)[..., 1:]  # [B, G, R - 1]: an input that something wanted comes after
         real = torch.cat([prompt_mask, needed.flatten(1)], dim=1)
         real = None if real.all() else real
-        hide = visible(prompt_mask, torch.ones(R - 1, R - 1, dtype=torch.bool, device=prompt.device).tril(), working_dtype(self.embed.weight))
+        hide = None  # a single response goes with its prompt as one sequence, see body()
+        if G > 1:
+            hide = visible(prompt_mask, torch.ones(R - 1, R - 1, dtype=torch.bool, device=prompt.device).tril(), working_dtype(self.embed.weight))
         x = self.body(torch.cat([prompt, inputs], dim=1), before, position, P, G, hide, real=real)
         first = x[torch.arange(B, device=x.device), prompt_len - 1]  # [B, C]: the prompt's last position predicts the first token of all G
         rest = x[:, P:].view(B, G, R - 1, -1)

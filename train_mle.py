@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common import (BadInput, Guard, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, newest_checkpoint, parse_config,
-                    plain_state_dict, random_states, refuse_other_options, resume_command, run_main, save_checkpoint, set_random_states,
+                    random_states, refuse_other_options, resume_command, run_main, save_checkpoint, set_random_states,
                     start_processes, watch_signals)
 from data import evaluate, load_world, reward_terms, weighted_sum
 from model import Model, ModelConfig
@@ -155,7 +155,7 @@ def main(argv):
     def save(name):
         if is_main_process():
             save_checkpoint(folder / name, {
-                "model": plain_state_dict(network), "optimizers": [o.state_dict() for o in optimizers], "config": asdict(config), "stage": "mle",
+                "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "config": asdict(config), "stage": "mle",
                 "model_config": asdict(model_config), "world": world.fingerprint, "random": random_states(), "seconds": trained,
                 "seconds_before": before, "progress": (step, trained, best, stale, decay_from, evaluated, losses),
                 "log_position": log.position()}, keep=name == "last.pt")

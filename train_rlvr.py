@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common import (BadInput, Guard, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, newest_checkpoint, one_of, parse_config,
-                    plain_state_dict, random_states, resume_command, run_main, save_checkpoint, set_random_states, start_processes, watch_signals)
+                    random_states, resume_command, run_main, save_checkpoint, set_random_states, start_processes, watch_signals)
 from data import evaluate, load_world, reward_terms, weighted_sum
 from model import Model, ModelConfig
 
@@ -360,7 +360,7 @@ def main(argv):
     def save(filename):
         if is_main_process():
             save_checkpoint(folder / filename, {
-                "model": plain_state_dict(network), "reference": reference.state_dict(), "optimizer": optimizer.state_dict(), "stage": "rlvr",
+                "model": model.state_dict(), "reference": reference.state_dict(), "optimizer": optimizer.state_dict(), "stage": "rlvr",
                 "config": asdict(config), "model_config": asdict(model.config), "world": world.fingerprint, "random": random_states(),
                 "seconds": trained, "seconds_before": before, "progress": (step, trained, best, evaluated), "log_position": log.position()},
                 keep=filename == "last.pt")

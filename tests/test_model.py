@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from model import Model, ModelConfig, choose, shifted
+from model import Model, ModelConfig, attend_causal, choose, shifted
 
 V, EOS = 23, 22
 
@@ -181,6 +181,65 @@ def test_choose_follows_the_distribution_and_top_k_top_p():
     share = torch.bincount(choose(logits, 1.0, top_p=0.6, generator=generator), minlength=4) / 40000
     assert torch.allclose(share, torch.tensor([0.625, 0.375, 0, 0]), atol=0.01)
     assert (choose(logits, 0) == 0).all()
+
+
+def test_choose_never_takes_an_id_of_probability_zero(monkeypatch):
+    """Not even where the random number is as large as it can be, or zero, at either end of a row."""
+    logits = torch.full((50, 2000), float("-inf"))
+    logits[:, 10:1990] = torch.randn(50, 1980)
+    for number in (0.0, 1 - 2 ** -24):
+        monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, number))
+        chosen = choose(logits, 1.0)
+        assert ((chosen >= 10) & (chosen < 1990)).all()
+
+
+@pytest.mark.parametrize("T", [1, 7, 600])
+def test_causal_attention_in_bf16_is_that_of_torch_in_fp32(T):
+    """Written out on a CPU in bf16, by torch's kernel otherwise and where it is long; output and gradients."""
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(2, heads, T, 8).to(torch.bfloat16).to(dtype).requires_grad_() for heads in (4, 2, 2))
+        y = attend_causal(q, k, v) if dtype is torch.bfloat16 else torch.nn.functional.scaled_dot_product_attention(
+            q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), is_causal=True)
+        y.float().square().sum().backward()
+        results.append([t.float() for t in (y, q.grad, k.grad, v.grad)])
+    for wanted, got in zip(*results):
+        assert (wanted - got).abs().max() <= 0.03 * wanted.abs().max().clamp(min=0.1)
+
+
+def test_one_response_is_one_of_a_group():
+    """A single response goes with its prompt as one sequence, without a gap: the same log-probabilities and gradients as beside others."""
+    model = lively(small())
+    prompt, prompt_len, response, mask = a_batch()
+    mask = mask.clone()
+    mask[:, 0, -2:] = False
+    group = model(prompt, prompt_len, response, mask)[0][:, :1]
+    wanted = torch.autograd.grad(group.sum(), list(model.parameters()))
+    alone = model(prompt, prompt_len, response[:, :1], mask[:, :1])[0]
+    got = torch.autograd.grad(alone.sum(), list(model.parameters()))
+    assert torch.allclose(group, alone, atol=1e-4) and (prompt_len < prompt.size(1)).any()
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(wanted, got))
+
+
+def test_bf16_sampling_tells_the_logprobs_of_bf16_scoring():
+    """Up to rounding, which is why they are recomputed by default; and both are near fp32's."""
+    model = lively(small(), 1)
+    prompt, prompt_len = torch.randint(0, EOS, (6, 9)), torch.randint(1, 10, (6,))
+    with torch.autocast("cpu", torch.bfloat16):
+        rollout = model.sample(prompt, prompt_len, 16, 12, EOS, generator=torch.Generator().manual_seed(0))
+        scored, _ = model(prompt, prompt_len, rollout.tokens, rollout.mask())
+    exact, _ = model(prompt, prompt_len, rollout.tokens, rollout.mask())
+    for logprob in (rollout.logprob, scored):
+        assert (logprob - exact)[rollout.mask()].abs().mean() < 0.02
+    assert (rollout.logprob - scored)[rollout.mask()].abs().mean() < 0.02
+
+
+def test_entropy_can_be_left_out():
+    model = lively(small())
+    batch = a_batch()
+    with_entropy, without = model(*batch), model(*batch, entropy=False)
+    assert torch.equal(with_entropy[0], without[0]) and (without[1] == 0).all() and (with_entropy[1] > 0).any()
 
 
 def test_entropy_is_that_of_the_legal_distribution():
