@@ -408,8 +408,11 @@ def main(argv):
                 kept.append(select(e, ~flat) if config.redraw and attempt < config.redraw else e)
         experience = join(kept, world.eos_id)
         experience.advantages = group_advantages(experience.rewards, config.advantage)
+        sampler_error = None
         if recompute:
-            experience.old_logprob = score_tokens(model, world, experience, config, context)
+            sampled, experience.old_logprob = experience.old_logprob, score_tokens(model, world, experience, config, context)
+            gap = (experience.old_logprob - sampled).expm1().abs().masked_fill(~experience.mask, 0).sum() / experience.mask.sum()
+            sampler_error = all_reduce([gap.item()], "mean")[0]
         if config.kl:
             experience.ref_logprob = score_tokens(reference, world, experience, config, context)
 
@@ -435,7 +438,7 @@ def main(argv):
         row.update({n: sum(r[n] for r in rows) / len(rows) for n in rows[0] if n != "ratio_error"})
         guard.finite(step, {n: sum(r[n] for r in rows) for n in ("loss", "ratio", "norm")} | {"reward": row["reward"]}, lambda: drawn_records)
         row["skipped"] = guard.skipped
-        log.write(step, train_seconds=trained, **row, ratio_error_first=rows[0]["ratio_error"], lr=optimizer.param_groups[0]["lr"])
+        log.write(step, train_seconds=trained, **row, ratio_error_first=rows[0]["ratio_error"] if sampler_error is None else sampler_error, lr=optimizer.param_groups[0]["lr"])
         recent = [*recent[-19:], row]
         for kind, sentence in troubles(recent).items():
             if kind not in told and is_main_process():

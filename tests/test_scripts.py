@@ -1,5 +1,6 @@
 """The scripts as a user runs them: the chain from raw data to the table, resume, bad input, two processes."""
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -75,7 +76,24 @@ def test_metrics_hold_what_one_should_watch(house):
     for name in ("reward", "reward_std", "equal_groups", "length", "limit", "kl", "entropy", "clipped", "ratio", "ratio_error_first", "norm",
                  "sampling_s", "scoring_s", "reference_s", "update_s", "tokens_per_second"):
         assert all(isinstance(row[name], float) for row in train), name
-    assert train[0]["ratio_error_first"] < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wrong", [0.0, 0.1])
+def test_what_the_sampler_said_is_compared_with_scoring(house, tmp_path, monkeypatch, dtype, wrong):
+    """Trap 7, also in bf16, where recomputing the old log-probabilities would hide a sampler that is off."""
+    monkeypatch.chdir(tmp_path)
+    sample = train_rlvr.Model.sample
+
+    def biased(*arguments, **options):
+        rollout = sample(*arguments, **options)
+        rollout.logprob = rollout.logprob - wrong
+        return rollout
+    monkeypatch.setattr(train_rlvr.Model, "sample", biased)
+    train_rlvr.main(["--preset=smoke", f"--world={house / 'textgame'}", f"--init_from={house / 'out/textgame-mle/best.pt'}", f"--dtype={dtype}", "--steps=1"])
+    rows = [json.loads(line) for line in Path("out/textgame-rlvr/metrics.jsonl").read_text().splitlines()]
+    errors = [row["ratio_error_first"] for row in rows if "reward" in row]
+    assert errors == [pytest.approx(math.expm1(wrong), abs=0.01 if dtype == "bfloat16" else 1e-4)]
 
 
 def test_webnav_runs_through(tmp_path):
