@@ -207,7 +207,7 @@ class Recorded:
             function(*self.inputs)  # what is done only once, such as choosing kernels, may not be recorded
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # what NCCL's threads do meanwhile does not disturb it
             self.output = function(*self.inputs)
 
     def __call__(self, *inputs):

@@ -67,6 +67,7 @@ class Config:
     seconds: float = 0.0        # stop after this much training time, validation not counted (0: no limit)
     eval_every: int = 10        # steps between validations
     eval_records: int = 256     # validation records
+    eval_temperature: float = 0.0  # of the answers to them (0: greedy); best.pt is best at this temperature
     # the machine
     micro_batch: int = 16       # prompts per forward pass, in sampling and in the update
     dtype: str = "auto"         # float32, bfloat16 (autocast) or auto
@@ -372,7 +373,8 @@ def main(argv):
     while True:
         finished = step >= config.steps or (config.seconds and trained >= config.seconds)
         if evaluated != step and (step % config.eval_every == 0 or finished):
-            scores, answers = evaluate(model, world, "val", val, list(world.metrics))
+            scores, answers = evaluate(model, world, "val", val, list(world.metrics), temperature=config.eval_temperature,
+                                       generator=torch.Generator(device).manual_seed(0))
             means = {f"val_{n}": v.mean().item() for n, v in scores.items()}
             value = weighted_sum(world, headline, scores).mean().item()
             if value > best:
@@ -380,7 +382,8 @@ def main(argv):
                 save("best.pt")
             log.write(step, train_seconds=trained, **means)
             if is_main_process():
-                tqdm.write(f"step {step}: validation, greedy: {', '.join(f'{n[4:]} {v:.4f}' for n, v in means.items())} "
+                how = f"T={config.eval_temperature:g}" if config.eval_temperature else "greedy"
+                tqdm.write(f"step {step}: validation, {how}: {', '.join(f'{n[4:]} {v:.4f}' for n, v in means.items())} "
                            f"(best {chosen_by} {best:.4f}), {answers['length']:.1f} tokens, {trained:.0f} s")
             evaluated = step
             save("last.pt")

@@ -1,6 +1,7 @@
 """Text worlds: the compact language of text games, the byte-pair encoding, batches, scoring, and the preparation of the real data."""
 import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -316,6 +317,20 @@ def test_bytesized32_splits(tmp_path, transitions, split, key):
     else:
         assert len(world.records["test"]) == 100 and not pairs["train"] & pairs["val"]
         assert len(world.records["train"]) + len(world.records["val"]) == 200
+
+
+def test_validation_asks_for_effects_that_training_does_not_show():
+    train = [{"kind": kind, "context": f"{kind}{i % 9}", "response": f"{i % 7}" if changed else "same", "changed": changed, "n": i}
+             for kind in "ab" for changed in (True, False) for i in range(400)]  # 63 effects a kind, of 6 or 7 records each
+    like = [{"kind": "a", "changed": True}] * 3 + [{"kind": "a", "changed": False}] * 6 + [{"kind": "b", "changed": True}]
+    kept, val = prepare.cut_validation(train, like, 100, np.random.default_rng(0))
+    assert Counter((r["kind"], r["changed"]) for r in val) == {("a", True): 30, ("a", False): 60, ("b", True): 10}
+    assert len(kept) == 1500 and not {id(r) for r in kept} & {id(r) for r in val}
+    shown = {(r["context"], r["response"]) for r in kept}
+    new = [r for r in val if r["kind"] == "a" and r["changed"] and (r["context"], r["response"]) not in shown]
+    assert 9 <= len(new) <= 15  # as many whole effects as fit into half of the 30
+    _, val = prepare.cut_validation(train, like, 1000, np.random.default_rng(0))
+    assert Counter((r["kind"], r["changed"]) for r in val) == {("a", True): 60, ("a", False): 60, ("b", True): 60}  # never more than 15 %
 
 
 @pytest.mark.parametrize("spoil,words", [

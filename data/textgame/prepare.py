@@ -134,19 +134,27 @@ def to_record(t, defaults, contexts):
 # Splits
 
 
-def cut_validation(train, like, n, rng, most=0.15):
+def cut_validation(train, like, n, rng, most=0.15, whole=0.5):
     """
     Takes about n records out of train, kind by kind, changed and unchanged in the proportions of the records `like` (the test set), but never
-    more than the share `most` of what a kind has. Returns (train, val).
+    more than the share `most` of what a kind has. The share `whole` of them are whole effects: all records of a state with the same
+    response, so that training never shows this effect in this state (as for half of the test set's changes). Returns (train, val).
     """
     quota = Counter((record["kind"], record["changed"]) for record in like)
     pools = defaultdict(list)
-    for i, record in enumerate(train):
-        pools[record["kind"], record["changed"]].append(i)
+    for i in rng.permutation(len(train)).tolist():
+        pools[train[i]["kind"], train[i]["changed"]].append(i)
     taken = set()
     for key, count in sorted(quota.items()):
-        pool = pools[key]
-        taken.update(rng.permutation(pool)[:min(round(n * count / len(like)), int(most * len(pool)))].tolist() if pool else [])
+        pool, effects, mine = pools[key], defaultdict(list), []
+        limit = min(round(n * count / len(like)), int(most * len(pool)))
+        for i in pool:
+            effects[train[i]["context"], train[i]["response"]].append(i)
+        for effect in effects.values():
+            if len(mine) + len(effect) <= whole * limit:
+                mine += effect
+        taken.update(mine)
+        taken.update([i for i in pool if i not in taken][:limit - len(mine)])
     return [r for i, r in enumerate(train) if i not in taken], [train[i] for i in sorted(taken)]
 
 
