@@ -1,4 +1,4 @@
-# make demo | make demo WORLD=webnav | make demo WORLD=robot | make matrix | make bench | make test | make soak: everything else is set up on the way (python3 with venv is all it needs)
+# make demo | make demo WORLD=webnav | make demo WORLD=robot | make seeds | make matrix | make bench | make test | make soak: everything else is set up on the way (python3 with venv is all it needs)
 WORLD ?= textgame
 PYTHON ?= python3
 RUN = .venv/bin/python
@@ -9,7 +9,9 @@ SOURCE = $(if $(VIDEO),robot,$(WORLD))
 METRICS = mae mse psnr ssim
 comma = ,
 
-.PHONY: demo matrix bench test soak clean
+SEEDS ?= 1 2 3
+
+.PHONY: demo seeds matrix bench test soak clean
 
 # prepare -> maximum likelihood -> reinforcement learning -> its rival, likelihood for the same wall-clock at two rates -> the table
 demo: .venv/installed
@@ -21,6 +23,17 @@ demo: .venv/installed
 	$(RUN) train_mle.py --preset=$(WORLD) --init_from=out/$(WORLD)-mle/best.pt --match=out/$(WORLD)-rlvr/last.pt --name=$(WORLD)-mle-more-2 --lr=0.002
 	$(RUN) sample.py --world=$(WORLD)
 	$(RUN) sample.py --world=$(WORLD) --eval
+
+# what `make demo` of a text world does after prepare.py, anew for each training seed, and one table of mean ± std over them
+seeds: .venv/installed
+	for s in $(SEEDS); do run=$(WORLD)-seed$$s; rival="--preset=$(WORLD) --seed=$$s --init_from=out/$$run-mle/best.pt --match=out/$$run-rlvr/last.pt"; \
+	$(RUN) train_mle.py --preset=$(WORLD) --seed=$$s --name=$$run-mle && \
+	$(RUN) train_rlvr.py --preset=$(WORLD) --seed=$$s --init_from=out/$$run-mle/best.pt --name=$$run-rlvr && \
+	$(RUN) train_mle.py $$rival --name=$$run-more-1 --lr=0.01 && \
+	$(RUN) train_mle.py $$rival --name=$$run-more-2 --lr=0.002 && \
+	$(RUN) sample.py --world=$(WORLD) --eval --best_of=0 --out=out/$$run-results --mle=out/$$run-mle/best.pt --rlvr=out/$$run-rlvr/best.pt \
+	--more=out/$$run-more-1/best.pt,out/$$run-more-2/best.pt || exit 1; done
+	$(RUN) sample.py --average=$(subst $(eval ) ,$(comma),$(foreach s,$(SEEDS),out/$(WORLD)-seed$s-results))
 
 # the world model of `make demo WORLD=robot`, post-trained on each metric and judged on all of them; each reward should be best on its own
 matrix: .venv/installed

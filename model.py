@@ -217,6 +217,11 @@ class Recorded:
         return self.output
 
 
+def record(function, *inputs):
+    """The function as one CUDA graph; itself on other devices, where there is nothing to record."""
+    return Recorded(function, *inputs) if inputs[0].is_cuda else function
+
+
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -423,8 +428,8 @@ class Model(nn.Module):
                 position = (prompt_len[rows] + t)[:, None].expand(-1, G)
                 hide = visible(prompt_mask, seen[t:t + 1, :R if static else t + 1], working_dtype(self.embed.weight))
                 arguments = choice, before, position, places[t:t + 1], hide
-                if device.type == "cuda" and static:
-                    recorded = recorded or Recorded(step, *arguments)
+                if static:
+                    recorded = recorded or record(step, *arguments)
                 hidden = (recorded or step)(*arguments)
                 before = choice
         return Rollout(tokens, logprob, length, ended)

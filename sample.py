@@ -5,6 +5,7 @@ a few transitions   python sample.py --world=textgame
 the results table   python sample.py --world=textgame --eval
 one checkpoint      python sample.py --world=textgame --rlvr=out/my-run/best.pt
 per kind of game    python sample.py --world=textgame --eval --kinds
+over training seeds python sample.py --average=out/textgame-results-1,out/textgame-results-2,out/textgame-results-3
 
 The table's rows: copy (nothing changes), lookup (no learning: the training record of the same state with the nearest action), MLE, MLE continued
 (for the same wall-clock as RLVR; the better of its runs on validation) and RLVR, each at T = 1 and at the decoding that does best on
@@ -34,6 +35,7 @@ class Config:
     more: str = ""              # checkpoints of MLE continued, separated by commas; empty: out/<world>-mle-more-*/best.pt
     rlvr: str = ""              # checkpoint of stage 2; empty: out/<world>-rlvr/best.pt; several, separated by commas: the best on validation
     each: bool = False          # a row for each of the checkpoints in --rlvr, named by its folder, instead of the best of them
+    average: str = ""           # folders of results that --eval wrote, separated by commas: one table of their mean ± std instead
     out: str = ""               # where --eval writes its results.json and results.md; empty: out/<world>-results
     split: str = "test"         # the split to show or judge
     records: int = 0            # judge only so many records of the split (0: all)
@@ -177,10 +179,28 @@ def judge(world, config, device):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.md").write_text(text + "\n")
     (folder / "results.json").write_text(json.dumps({
-        "config": asdict(config), "curves": curves,
+        "config": asdict(config), "scale": {heading: scale[metric] for heading, metric, _ in parts}, "curves": curves,
         "rows": {label: {**{heading: how(scores[metric]).tolist() for heading, metric, how in parts}, "seconds": seconds}
                  for label, scores, seconds in rows}}, indent=1))
     print(f"\nwritten to {folder / 'results.md'} and results.json")
+
+
+def average(folders):
+    """Prints one table from the results.json of several training seeds: mean ± std (n - 1) over them. Raises BadInput where one is missing."""
+    rows, scale = {}, {}
+    for folder in folders:
+        try:
+            results = json.loads((Path(folder) / "results.json").read_text())
+            scale = {**results["scale"], "seconds": 1}
+            for label, columns in results["rows"].items():
+                row, _, decoding = label.partition(", ")
+                key = f"{row}, best decoding" if decoding in DECODINGS else label  # which one that is may differ from seed to seed
+                rows.setdefault(key, []).append([np.mean(columns[heading]) for heading in scale])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{folder} holds no results.json of sample.py --eval ({type(error).__name__}: {error}); make it first") from None
+    table = [[label, *(cell(torch.tensor(values), scale[heading]) if heading != "seconds" else f"{np.mean(values):.0f}"
+                       for heading, values in zip(scale, zip(*seeds)))] for label, seeds in rows.items()]
+    print(f"mean ± std over {len(folders)} training seeds\n\n" + markdown(["", *scale], table))
 
 
 def kind_table(world, metric, split, indices, rows):
@@ -293,6 +313,8 @@ def draw_strip(rows, actions, path):
 
 def main(argv):
     config = parse_config(Config, argv, PRESETS)
+    if config.average:
+        return average(config.average.split(","))
     device, *_ = start_processes(config.device, config.seed)
     world = load_world(config.world, device, config.lpips_weights)
     if config.split not in world.records:

@@ -65,6 +65,21 @@ def test_the_table_has_all_its_rows(house):
     assert results["rows"]["MLE continued, T=1"]["seconds"] >= results["rows"]["MLE, T=1"]["seconds"] > 0
 
 
+def test_average_over_training_seeds(tmp_path, capsys):
+    for seed, (a, greedy, decoding) in enumerate([([0.4, 0.6], 0.7, "greedy"), ([0.3, 0.5], 0.9, "T=0.5"), ([0.6, 0.6], 0.8, "greedy")]):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "results.json").write_text(json.dumps({"scale": {"accuracy": 100, "task": 1}, "rows": {
+            "copy (nothing changes)": {"accuracy": [0.25], "task": [0.5], "seconds": 0.0},
+            "RLVR, T=1": {"accuracy": a, "task": [1.0], "seconds": 10.0},
+            f"RLVR, {decoding}": {"accuracy": [greedy], "task": [1.0], "seconds": 10.0}}}))
+    sample.main(["--average=" + ",".join(str(tmp_path / str(seed)) for seed in range(3))])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows == [["", "accuracy", "task", "seconds"], ["copy (nothing changes)", "25.00 ± 0.00", "0.500 ± 0.000", "0"],
+                    ["RLVR, T=1", "50.00 ± 10.00", "1.000 ± 0.000", "10"], ["RLVR, best decoding", "80.00 ± 10.00", "1.000 ± 0.000", "10"]]
+    with pytest.raises(BadInput, match="nowhere holds no results.json"):
+        sample.main([f"--average={tmp_path}/nowhere"])
+
+
 def test_transitions_are_shown(house):
     printed = run(house, "sample.py", "--world=textgame", "--number=2")
     assert printed.count("strict_binary") == 2 and "> " in printed and ("✓" in printed or "✗" in printed)
