@@ -320,8 +320,8 @@ def main(argv):
     for name, choices in (("advantage", ("grpo", "mean", "loo")), ("ratio", ("token", "sequence")), ("kl_kind", ("k1", "k2", "k3")),
                           ("aggregation", ("token", "sequence", "fixed")), ("recompute_old", ("auto", "true", "false"))):
         one_of(name, getattr(config, name), choices)
-    if config.group < 2 or config.temperature <= 0 or config.prompts % config.updates:
-        raise BadInput("--group must be at least 2, --temperature above 0, and --prompts a multiple of --updates")
+    if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates:
+        raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, and --prompts a multiple of --updates")
     world = load_world(config.world, device, config.lpips_weights)
     terms, chosen_by = reward_terms(world, config.reward or world.reward), config.choose or world.headline
     headline = reward_terms(world, chosen_by)
