@@ -80,7 +80,7 @@ PRESETS = {
     "paper-multi": dict(PAPER, world="paper-multi"),
     "smoke": dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, batch_size=16, steps=6, eval_every=3, eval_records=8, warmup=2),
     "bytesized32": dict(world="bytesized32", n_layer=4, n_head=4, n_kv_head=4, n_embd=256, batch_size=128, branches=16, micro_batch=4, changed=0.5,
-                        power=0.3, renumber=0.3, warmup=50, seconds=2100, eval_every=300, eval_records=400),
+                        power=0.3, renumber=0.3, warmup=50, seconds=2700, eval_every=400, eval_records=899),
 }
 
 
