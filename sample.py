@@ -191,7 +191,7 @@ def average(folders):
     for folder in folders:
         try:
             results = json.loads((Path(folder) / "results.json").read_text())
-            scale = {**results["scale"], "seconds": 1}
+            scale = scale or {**results["scale"], "seconds": 1}
             for label, columns in results["rows"].items():
                 row, _, decoding = label.partition(", ")
                 key = f"{row}, best decoding" if decoding in DECODINGS else label  # which one that is may differ from seed to seed
