@@ -134,11 +134,11 @@ def to_record(t, defaults, contexts):
 # Splits
 
 
-def cut_validation(train, like, n, rng, most=0.15, whole=0.5):
+def cut_validation(train, like, n, rng, most=0.15):
     """
     Takes about n records out of train, kind by kind, changed and unchanged in the proportions of the records `like` (the test set), but never
-    more than the share `most` of what a kind has. The share `whole` of them are whole effects: all records of a state with the same
-    response, so that training never shows this effect in this state (as for half of the test set's changes). Returns (train, val).
+    more than the share `most` of what a kind has. Half of them are whole effects: all records of a state with the same response, so that
+    training never shows this effect in this state (as for half of the test set's changes). Returns (train, val).
     """
     quota = Counter((record["kind"], record["changed"]) for record in like)
     pools = defaultdict(list)
@@ -151,7 +151,7 @@ def cut_validation(train, like, n, rng, most=0.15, whole=0.5):
         for i in pool:
             effects[train[i]["context"], train[i]["response"]].append(i)
         for effect in effects.values():
-            if len(mine) + len(effect) <= whole * limit:
+            if len(mine) + len(effect) <= limit / 2:
                 mine += effect
         taken.update(mine)
         taken.update([i for i in pool if i not in taken][:limit - len(mine)])
