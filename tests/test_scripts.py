@@ -115,12 +115,13 @@ def test_what_the_sampler_said_is_compared_with_scoring(house, tmp_path, monkeyp
 def test_validation_at_a_temperature_leaves_training_alone(house, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen, real, steps = [], train_rlvr.evaluate, []
-    monkeypatch.setattr(train_rlvr, "evaluate", lambda *args, **options: seen.append(options["temperature"]) or real(*args, **options))
+    monkeypatch.setattr(train_rlvr, "evaluate", lambda *args, **options:
+                        seen.append((options["temperature"], options["generator"].initial_seed())) or real(*args, **options))
     for temperature in ("0", "0.7"):
         train_rlvr.main(["--preset=smoke", f"--world={house}/textgame", f"--init_from={house}/out/textgame-mle/best.pt", f"--eval_temperature={temperature}"])
         steps.append([json.loads(line) for line in Path("out/textgame-rlvr/metrics.jsonl").read_text().splitlines()])
         shutil.rmtree("out")
-    assert seen == [0.0] * 3 + [0.7] * 3
+    assert seen == [(0.0, 0)] * 3 + [(0.7, 0)] * 3  # every validation draws the same numbers, so that differences are the model's
     trained = [[[row[name] for name in ("length", "kl", "entropy", "norm")] for row in rows if "reward" in row] for rows in steps]
     assert trained[0] == trained[1] and len(trained[0]) == 3
 
