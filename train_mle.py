@@ -80,7 +80,7 @@ PRESETS = {
     "paper-multi": dict(PAPER, world="paper-multi"),
     "smoke": dict(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, batch_size=16, steps=6, eval_every=3, eval_records=8, warmup=2),
     "bytesized32": dict(world="bytesized32", n_layer=4, n_head=4, n_kv_head=4, n_embd=256, batch_size=128, branches=16, micro_batch=4, changed=0.5,
-                        power=0.3, renumber=0.3, warmup=50, seconds=2700, eval_every=400, eval_records=899),
+                        power=0.3, renumber=0.7, lr=0.005, decay=0.9, warmup=50, seconds=2400, eval_every=800, eval_records=899),
 }
 
 
@@ -98,6 +98,8 @@ def validation_loss(model, world, indices, context, legal):
 
 def main(argv):
     config = parse_config(Config, argv, PRESETS)
+    if not 0 <= config.decay <= 1 or (config.decay == 1 and not config.steps and not config.seconds and not config.match):
+        raise BadInput("--decay must be between 0 and 1, and below 1 if neither --steps nor --seconds says when training ends")
     device, rank, world_size = start_processes(config.device, config.seed)
     world = load_world(config.world, device)
     if config.match:
@@ -160,17 +162,16 @@ def main(argv):
                 "seconds_before": before, "progress": (step, trained, best, stale, decay_from, evaluated, losses),
                 "log_position": log.position()}, keep=name == "last.pt")
 
-    def finished():
-        return bool(config.steps and step >= config.steps) or bool(decay_from and step >= decay_from + decay_steps())
-
-    def decay_steps():
-        steps = math.ceil(decay_from * config.decay / (1 - config.decay))
-        return min(steps, config.steps - decay_from) if config.steps else steps
+    def used():
+        """The share of the budget that is used up; without a budget it is known only once patience is at its end (decay_from)."""
+        if config.steps or config.seconds:
+            return max(step / config.steps if config.steps else 0.0, trained / config.seconds if config.seconds else 0.0)
+        return step / math.ceil(decay_from / (1 - config.decay)) if decay_from else 0.0
 
     bar = tqdm(disable=not is_main_process(), unit="step", initial=step, total=config.steps or None)
     tokens, window = 0, time.perf_counter()
     while True:
-        if evaluated != step and ((step % config.eval_every == 0 and (step or checkpoint)) or finished()):
+        if evaluated != step and ((step % config.eval_every == 0 and (step or checkpoint)) or used() >= 1):
             pause = time.perf_counter()
             model.eval()
             scores, _ = evaluate(model, world, "val", val, [name for _, name in headline], batch_size=128)
@@ -192,21 +193,16 @@ def main(argv):
             save("last.pt")
             model.train()
             window = time.perf_counter()
-        if finished():
+        if used() >= 1:
             break
         if asked():
             save("last.pt")
             break
 
         # the learning rate of this step
-        out_of_patience = stale > config.patience and not (config.steps or config.seconds)
-        out_of_budget = ((config.steps and step >= (1 - config.decay) * config.steps)
-                         or (config.seconds and trained >= (1 - config.decay) * config.seconds))
-        if not decay_from and step and (out_of_patience or out_of_budget):
+        if not decay_from and step and stale > config.patience and not (config.steps or config.seconds):
             decay_from = step
-        rate = min(1.0, (step + 1) / config.warmup)
-        if decay_from:
-            rate *= max(0.0, 1 - (step - decay_from) / decay_steps())
+        rate = min(1.0, (step + 1) / config.warmup, (1 - used()) / config.decay if config.decay else 1.0)
         for optimizer, base in zip(optimizers, (config.lr, config.lr / 5)):
             for group in optimizer.param_groups:
                 group["lr"] = base * rate
@@ -239,7 +235,7 @@ def main(argv):
         bar.update()
         bar.set_postfix(loss=f"{losses[-1]:.3f}", norm=f"{norm:.2f}", refresh=False)
     bar.close()
-    if is_main_process() and not finished():
+    if is_main_process() and used() < 1:
         print(f"stopped after step {step}, all is saved; go on with: {resume_command(argv)}")
     elif is_main_process():
         print(f"done: {step} steps in {trained:.0f} s of training; best validation {world.headline} {best:.4f} in {folder / 'best.pt'}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,6 +172,26 @@ def test_bf16_is_chosen_by_capability(monkeypatch, able):
     for dtype, wanted in (("auto", able), ("float32", False), ("bfloat16", True)):
         with common.autocast(torch.device("cpu"), dtype):
             assert torch.is_autocast_enabled("cpu") == wanted
+
+
+@pytest.mark.parametrize("budget", ["steps", "seconds"])
+def test_the_rate_falls_to_zero_when_the_budget_ends(house, tmp_path, monkeypatch, budget):
+    """Constant, then linear to 0 over the last part of the budget; also if the first steps took four times as long as the later ones."""
+    now, tick = 0.0, 4.0
+
+    def clock():
+        nonlocal now, tick
+        now, tick = now + tick, max(1.0, tick - 0.25)
+        return now
+    monkeypatch.setattr(train_mle, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.chdir(tmp_path)
+    train_mle.main(["--preset=smoke", f"--world={house / 'textgame'}", "--lr=0.1", "--warmup=1", "--decay=0.75", "--eval_every=1", "--eval_records=1",
+                    *(["--steps=0", "--seconds=20"] if budget == "seconds" else ["--steps=12"])])
+    rows = [json.loads(line) for line in (tmp_path / "out/textgame-mle/metrics.jsonl").read_text().splitlines()]
+    used = [row["train_seconds"] / 20 if budget == "seconds" else row["step"] / 12 for row in rows]
+    for before, row in zip([0.0, *used], rows):
+        assert row["lr"] == pytest.approx(0.1 * min(1, (1 - before) / 0.75), rel=1e-4)
+    assert used[-2] < 1 <= used[-1] and rows[0]["lr"] > 0.09 and rows[-1]["lr"] < 0.02
 
 
 @pytest.mark.parametrize("script,stop_at", [("train_mle", 3), ("train_rlvr", 2)])
