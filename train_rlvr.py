@@ -43,6 +43,7 @@ class Config:
     lpips_weights: str = ""     # folder of the public VGG16 and LPIPS weights, for the metric lpips of video worlds
     changed: float = -1.0       # share of prompts whose transition changes something; -1: as in the data
     power: float = 1.0          # a kind of game is drawn with probability ~ (its records)^power
+    renumber: float = 0.0       # share of prompts whose uuids are permuted (text games)
     redraw: int = 0             # up to this many further draws to replace prompts whose rewards are all equal (they teach nothing)
     # GRPO
     advantage: str = "grpo"     # grpo: (r - mean) / std of the group; mean: no division (Dr. GRPO); loo: leave-one-out (RLOO)
@@ -195,10 +196,10 @@ class Experience:
     advantages: torch.Tensor = None   # [B, G]
 
 
-def rollout(model, world, numbers, terms, config, context, generator):
+def rollout(model, world, numbers, terms, config, context, generator, rng=None):
     """Samples and scores G answers to each of the training prompts `numbers`. Returns (Experience, seconds sampling, seconds scoring)."""
     start = time.perf_counter()
-    batch = world.batch("train", numbers)
+    batch = world.batch("train", numbers, config.renumber, rng)
     with context:
         sampled = model.sample(batch.prompt, batch.prompt_len, config.group, world.response_len, world.eos_id, world.legal(), batch.forced,
                                config.temperature, generator=generator)
@@ -405,7 +406,7 @@ def main(argv):
             numbers = sorted(world.draw("train", missing, rng, config.changed, config.power), key=lambda i: world.prompt_length("train", i))
             drawn_records += numbers
             for i in range(0, missing, config.micro_batch):
-                e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + config.micro_batch], terms, config, context, generator)
+                e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + config.micro_batch], terms, config, context, generator, rng)
                 flat = equal_rewards(e.rewards)
                 sampling, scoring, wasted = sampling + seconds_sampling, scoring + seconds_scoring, wasted + flat.sum().item()
                 kept.append(select(e, ~flat) if config.redraw and attempt < config.redraw else e)

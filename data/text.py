@@ -221,6 +221,7 @@ class Batch:
     forced: torch.Tensor         # [B, R] -1 where the model chooses, an id where the world inserts it; None: the model always chooses
     truth: list                  # record numbers, for score() and decode()
     split: str
+    undo: list = None            # one permutation a row, by which the uuids of its answers become the record's again; None: they are the record's
 
 
 class TextWorld:
@@ -305,13 +306,18 @@ class TextWorld:
         context, prompt, _ = self.tokens[split][index]
         return len(context) + len(prompt)
 
-    def batch(self, split, indices):
-        """Records as a Batch, one prompt (context and prompt proper) a row."""
-        rows = [self.tokens[split][i] for i in indices]
+    def batch(self, split, indices, renumber=0.0, rng=None):
+        """Records as a Batch, one prompt (context and prompt proper) a row; in a share `renumber` of the rows the uuids are permuted (text games)."""
+        rows, undo = [self.tokens[split][i] for i in indices], None
+        if renumber:
+            undo = [None] * len(rows)
+            for n in np.flatnonzero(rng.random(len(rows)) < renumber):
+                (rows[n],), new_id = self.renumbered(split, [indices[n]], rng)
+                undo[n] = np.argsort(new_id)
         prompt, prompt_len = self.pad([c + p for c, p, _ in rows])
         response, response_len = self.pad([r + [self.eos_id] for *_, r in rows])
         mask = torch.arange(response.size(1), device=self.device) < response_len[:, None]
-        return Batch(prompt, prompt_len, response, mask, None, list(indices), split)
+        return Batch(prompt, prompt_len, response, mask, None, list(indices), split, undo)
 
     def mle_batches(self, n, rng, micro_batch=0, branches=1, changed=-1.0, power=1.0, renumber=0.0, prompt_loss=0.0):
         """
@@ -329,18 +335,21 @@ class TextWorld:
             want = round(branches * (changed if changed >= 0 else len(changes) / (len(changes) + len(unchanged))))
             want = min(len(changes), max(want, branches - len(unchanged)))
             chosen = list(rng.permutation(changes)[:want]) + list(rng.permutation(unchanged)[:branches - want])
-            groups.append(self.renumbered(chosen, rng) if rng.random() < renumber else [self.tokens["train"][j] for j in chosen])
+            groups.append(self.renumbered("train", chosen, rng)[0] if rng.random() < renumber else [self.tokens["train"][j] for j in chosen])
         groups.sort(key=lambda group: max(len(p) + len(r) for _, p, r in group))
         size = micro_batch or len(groups)
         return [self.branch_batch(groups[i:i + size], prompt_loss) for i in range(0, len(groups), size)]
 
-    def renumbered(self, numbers, rng):
-        """Token rows of training records that share a context, with one random permutation of their uuids."""
-        records = [self.records["train"][i] for i in numbers]
+    def renumbered(self, split, numbers, rng):
+        """(Token rows of records that share a context, with one random permutation of their uuids; that permutation)."""
+        if self.domain != "textgame":
+            raise BadInput("--renumber is for text games, whose objects have uuids: leave it out")
+        records = [self.records[split][i] for i in numbers]
         texts = [records[0]["context"]] + [record[key] for record in records for key in ("prompt", "response")]
         largest = max(map(int, re.findall(r"#(\d+)", records[0]["context"])), default=0)
-        context, *rest = map(self.bpe.encode_ordinary, lines.renumber(texts, [int(i) for i in rng.permutation(largest + 1)]))
-        return [(context, rest[2 * i], rest[2 * i + 1]) for i in range(len(records))]
+        new_id = rng.permutation(largest + 1)
+        context, *rest = map(self.bpe.encode_ordinary, lines.renumber(texts, new_id))
+        return [(context, rest[2 * i], rest[2 * i + 1]) for i in range(len(records))], new_id
 
     def branch_batch(self, groups, prompt_loss):
         """groups: one list of token rows (context, prompt, response) per context -> one micro-batch of mle_batches."""
@@ -437,11 +446,12 @@ class TextWorld:
         return parts
 
     def decode(self, batch, tokens):
-        """tokens [B, G, R] -> B lists of G answer texts, cut at the end token; None where there is no end token."""
+        """tokens [B, G, R] -> B lists of G answer texts about the records' own uuids, cut at the end token; None where there is no end token."""
         texts = []
-        for row in tokens.tolist():
+        for row, new_id in zip(tokens.tolist(), batch.undo or [None] * len(tokens)):
             cut = [ids[:ids.index(self.eos_id)] if self.eos_id in ids else None for ids in row]
-            texts.append([None if ids is None else self.bpe.decode(ids, errors="replace") for ids in cut])
+            answers = [None if ids is None else self.bpe.decode(ids, errors="replace") for ids in cut]
+            texts.append(answers if new_id is None else [answer and lines.renumber([answer], new_id)[0] for answer in answers])
         return texts
 
     def score(self, batch, tokens, names):

@@ -174,8 +174,10 @@ class VideoWorld:
         """All prompts have the same length."""
         return self.max_prompt
 
-    def batch(self, split, indices):
-        """Segments as a Batch; truth: (last frame before the prediction, true frames) is looked up by score()."""
+    def batch(self, split, indices, renumber=0.0, rng=None):
+        """Segments as a Batch; truth: (last frame before the prediction, true frames) is looked up by score(). renumber, for text games, is refused."""
+        if renumber:
+            raise BadInput("--renumber is for text games: leave it out")
         rows = [self.sequence(split, i) for i in indices]
         prompt, response, is_action = (torch.stack(column).to(self.device) for column in zip(*rows))
         length = torch.full((len(rows),), prompt.size(1), device=self.device)
@@ -184,11 +186,11 @@ class VideoWorld:
 
     def mle_batches(self, n, rng, micro_batch=0, branches=1, changed=-1.0, power=1.0, renumber=0.0, prompt_loss=0.0):
         """One training step's worth of n segments, as TextWorld.mle_batches. What has no meaning for video is refused."""
-        if renumber or prompt_loss:
-            raise BadInput("--renumber and --prompt_loss are for text worlds: leave them out")
+        if prompt_loss:
+            raise BadInput("--prompt_loss is for text worlds: leave it out")
         numbers = self.draw("train", n, rng, changed, power)
         size = micro_batch or n
-        batches = [self.batch("train", numbers[i:i + size]) for i in range(0, n, size)]
+        batches = [self.batch("train", numbers[i:i + size], renumber) for i in range(0, n, size)]
         return [(b.prompt, b.prompt_len, b.response[:, None], b.response_mask[:, None].float()) for b in batches]
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -239,6 +239,25 @@ def test_batch_layout(world):
     assert (batch.prompt[1, batch.prompt_len[1]:] == world.eos_id).all()
 
 
+def test_answers_to_renumbered_prompts_are_scored_as_answers_to_the_records(world):
+    """A batch with other uuids is another text, and the right answer to it, decoded, is the record's own."""
+    indices = [i for i, record in enumerate(world.records["train"]) if record["changed"]][:40]
+    batch = world.batch("train", indices, 0.5, np.random.default_rng(0))
+    other = 0
+    for row, (i, (answer,)) in enumerate(zip(indices, world.decode(batch, batch.response[:, None]))):
+        record = world.records["train"][i]
+        assert answer == record["response"]
+        prompt = world.bpe.decode(batch.prompt[row, :batch.prompt_len[row]].tolist())
+        raw = world.bpe.decode(batch.response[row][batch.response_mask[row]].tolist()[:-1])
+        assert (prompt != record["context"] + record["prompt"]) == (batch.undo[row] is not None) and (batch.undo[row] is not None or raw == answer)
+        other += raw != answer
+        state = lines.read_state(prompt.rsplit("\n> ", 1)[0], world.meta["defaults"][record["kind"]])[1]
+        lines.read_difference(raw, state, world.meta["defaults"][record["kind"]])  # it speaks of the objects of its own prompt
+    assert 10 < other < 30
+    assert (world.score(batch, batch.response[:, None], ["strict_binary"])["strict_binary"] == 1).all()
+    assert world.decode(batch, torch.zeros_like(batch.response[:, None])) == [[None]] * len(indices)
+
+
 @pytest.mark.parametrize("renumber", [0.0, 1.0])
 def test_mle_batches_hold_whole_records_behind_their_state(world, renumber):
     known = {(tuple(c), tuple(p + r)) for c, p, r in world.tokens["train"]}

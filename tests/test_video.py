@@ -329,8 +329,10 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
         train_mle.main(["--preset=smoke", "--world=tiny", "--power=0.5"])
     with pytest.raises(BadInput, match="renumber"):
         train_mle.main(["--preset=smoke", "--world=tiny", "--renumber=0.5"])
+    train_mle.main(["--preset=smoke", "--world=tiny"])
+    with pytest.raises(BadInput, match="renumber"):
+        train_rlvr.main(["--preset=smoke", "--world=tiny", "--renumber=0.5"])
     with pytest.raises(BadInput, match="no metric 'lpips'.*--lpips_weights"):
-        train_mle.main(["--preset=smoke", "--world=tiny"])
         train_rlvr.main(["--preset=smoke", "--world=tiny", "--reward=mae+lpips"])
     meta = json.loads((tmp_path / "tiny/meta.json").read_text())
     (tmp_path / "tiny/meta.json").write_text(json.dumps({**meta, "horizon": 4}))
