@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common import (BadInput, Guard, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, newest_checkpoint, parse_config,
                     random_states, refuse_other_options, resume_command, run_main, save_checkpoint, set_random_states,
                     start_processes, watch_signals)
-from data import evaluate, load_world, reward_terms, weighted_sum
+from data import evaluate, load_world, refuse_foreign_options, reward_terms, weighted_sum
 from model import Model, ModelConfig
 
 
@@ -98,12 +98,13 @@ def validation_loss(model, world, indices, context, legal):
 
 def main(argv):
     config = parse_config(Config, argv, PRESETS)
-    if not 0 <= config.decay <= 1 or (config.decay == 1 and not config.steps and not config.seconds and not config.match):
-        raise BadInput("--decay must be between 0 and 1, and below 1 if neither --steps nor --seconds says when training ends")
     device, rank, world_size = start_processes(config.device, config.seed)
     world = load_world(config.world, device)
+    refuse_foreign_options(world, config)
     if config.match:
         config.seconds = load_checkpoint(config.match, make=f"python train_rlvr.py --world={config.world}")["seconds"]
+    if not 0 <= config.decay <= 1 or (config.decay == 1 and not config.steps and not config.seconds):
+        raise BadInput("--decay must be between 0 and 1, and below 1 if neither --steps nor --seconds says when training ends")
     folder = Path("out") / (config.name or f"{Path(config.world).name}-mle")
     context = autocast(device, config.dtype)
     legal = world.legal()

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common import (BadInput, Guard, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, newest_checkpoint, one_of, parse_config,
                     random_states, resume_command, run_main, save_checkpoint, set_random_states, start_processes, watch_signals)
-from data import evaluate, load_world, reward_terms, weighted_sum
+from data import evaluate, load_world, refuse_foreign_options, reward_terms, weighted_sum
 from model import Model, ModelConfig
 
 
@@ -197,7 +197,7 @@ class Experience:
     advantages: torch.Tensor = None   # [B, G]
 
 
-def rollout(model, world, numbers, terms, config, context, generator, rng=None):
+def rollout(model, world, numbers, terms, config, context, generator, rng):
     """Samples and scores G answers to each of the training prompts `numbers`. Returns (Experience, seconds sampling, seconds scoring)."""
     start = time.perf_counter()
     batch = world.batch("train", numbers, config.renumber, rng)
@@ -325,6 +325,7 @@ def main(argv):
     if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates:
         raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, and --prompts a multiple of --updates")
     world = load_world(config.world, device, config.lpips_weights)
+    refuse_foreign_options(world, config)
     terms, chosen_by = reward_terms(world, config.reward or world.reward), config.choose or world.headline
     headline = reward_terms(world, chosen_by)
     folder = Path("out") / (config.name or f"{Path(config.world).name}-rlvr")

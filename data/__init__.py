@@ -29,6 +29,14 @@ def load_world(name, device="cpu", lpips_weights=""):
     return TextWorld(folder, device)
 
 
+def refuse_foreign_options(world, config):
+    """Raises BadInput for a training option that was set but says nothing of such a world; before anything of a run is written."""
+    foreign = {"textgame": (), "video": ("changed", "power", "renumber", "prompt_loss", "branches")}.get(world.domain, ("renumber",))
+    for name in foreign:
+        if getattr(config, name, None) != getattr(type(config), name, None):
+            raise BadInput(f"--{name} says nothing of worlds of the kind {world.domain!r}, such as {config.world}: leave it out")
+
+
 def reward_terms(world, text):
     """'mae+0.5*ssim' -> [(1.0, 'mae'), (0.5, 'ssim')] of the metrics that the world has. Raises BadInput for anything else."""
     try:

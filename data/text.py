@@ -342,8 +342,6 @@ class TextWorld:
 
     def renumbered(self, split, numbers, rng):
         """(Token rows of records that share a context, with one random permutation of their uuids; that permutation)."""
-        if self.domain != "textgame":
-            raise BadInput("--renumber is for text games, whose objects have uuids: leave it out")
         records = [self.records[split][i] for i in numbers]
         texts = [records[0]["context"]] + [record[key] for record in records for key in ("prompt", "response")]
         largest = max(map(int, re.findall(r"#(\d+)", records[0]["context"])), default=0)

@@ -165,9 +165,7 @@ class VideoWorld:
     # Batches
 
     def draw(self, split, n, rng, changed=-1.0, power=1.0):
-        """n segment numbers, drawn uniformly with replacement. changed and power, which are for text worlds, are refused."""
-        if changed >= 0 or power != 1.0:
-            raise BadInput("--changed and --power are for text worlds; every video segment moves and all are of one kind: leave them out")
+        """n segment numbers, drawn uniformly with replacement: every segment moves and all are of one kind, so changed and power mean nothing."""
         return rng.integers(len(self.records[split]), size=n).tolist()
 
     def prompt_length(self, split, index):
@@ -175,9 +173,7 @@ class VideoWorld:
         return self.max_prompt
 
     def batch(self, split, indices, renumber=0.0, rng=None):
-        """Segments as a Batch; truth: (last frame before the prediction, true frames) is looked up by score(). renumber, for text games, is refused."""
-        if renumber:
-            raise BadInput("--renumber is for text games: leave it out")
+        """Segments as a Batch; truth: (last frame before the prediction, true frames) is looked up by score(). There is nothing to renumber."""
         rows = [self.sequence(split, i) for i in indices]
         prompt, response, is_action = (torch.stack(column).to(self.device) for column in zip(*rows))
         length = torch.full((len(rows),), prompt.size(1), device=self.device)
@@ -185,12 +181,10 @@ class VideoWorld:
         return Batch(prompt, length, response, ~is_action, forced, list(indices), split)
 
     def mle_batches(self, n, rng, micro_batch=0, branches=1, changed=-1.0, power=1.0, renumber=0.0, prompt_loss=0.0):
-        """One training step's worth of n segments, as TextWorld.mle_batches. What has no meaning for video is refused."""
-        if prompt_loss:
-            raise BadInput("--prompt_loss is for text worlds: leave it out")
-        numbers = self.draw("train", n, rng, changed, power)
+        """One training step's worth of n segments, as TextWorld.mle_batches. What has no meaning for video is refused by refuse_foreign_options."""
+        numbers = self.draw("train", n, rng)
         size = micro_batch or n
-        batches = [self.batch("train", numbers[i:i + size], renumber) for i in range(0, n, size)]
+        batches = [self.batch("train", numbers[i:i + size]) for i in range(0, n, size)]
         return [(b.prompt, b.prompt_len, b.response[:, None], b.response_mask[:, None].float()) for b in batches]
 
     # -----------------------------------------------------------------------------------------------------------------

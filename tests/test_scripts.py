@@ -174,7 +174,7 @@ def test_bf16_is_chosen_by_capability(monkeypatch, able):
             assert torch.is_autocast_enabled("cpu") == wanted
 
 
-@pytest.mark.parametrize("budget", ["steps", "seconds"])
+@pytest.mark.parametrize("budget", ["steps", "seconds", "patience"])
 def test_the_rate_falls_to_zero_when_the_budget_ends(house, tmp_path, monkeypatch, budget):
     """Constant, then linear to 0 over the last part of the budget; also if the first steps took four times as long as the later ones."""
     now, tick = 0.0, 4.0
@@ -185,10 +185,13 @@ def test_the_rate_falls_to_zero_when_the_budget_ends(house, tmp_path, monkeypatc
         return now
     monkeypatch.setattr(train_mle, "time", SimpleNamespace(perf_counter=clock))
     monkeypatch.chdir(tmp_path)
+    options = {"steps": ["--steps=12"], "seconds": ["--steps=0", "--seconds=20"], "patience": ["--steps=0", "--patience=0"]}[budget]
     train_mle.main(["--preset=smoke", f"--world={house / 'textgame'}", "--lr=0.1", "--warmup=1", "--decay=0.75", "--eval_every=1", "--eval_records=1",
-                    *(["--steps=0", "--seconds=20"] if budget == "seconds" else ["--steps=12"])])
+                    *options])
     rows = [json.loads(line) for line in (tmp_path / "out/textgame-mle/metrics.jsonl").read_text().splitlines()]
-    used = [row["train_seconds"] / 20 if budget == "seconds" else row["step"] / 12 for row in rows]
+    stale = next(row["step"] for row, before in zip(rows[1:], rows) if row["val_strict_binary"] <= before["val_strict_binary"])  # and then it decays
+    end = {"steps": 12, "seconds": 20, "patience": 4 * stale}[budget]  # three quarters are decay
+    used = [row["train_seconds" if budget == "seconds" else "step"] / end for row in rows]
     for before, row in zip([0.0, *used], rows):
         assert row["lr"] == pytest.approx(0.1 * min(1, (1 - before) / 0.75), rel=1e-4)
     assert used[-2] < 1 <= used[-1] and rows[0]["lr"] > 0.09 and rows[-1]["lr"] < 0.02
@@ -199,7 +202,7 @@ def test_resume_goes_on_as_if_never_stopped(house, tmp_path, monkeypatch, script
     """Trap 20: stopped after a save and resumed, a run ends with the very weights of the undisturbed run."""
     module = {"train_mle": train_mle, "train_rlvr": train_rlvr}[script]
     monkeypatch.chdir(tmp_path)
-    arguments = ["--preset=smoke", f"--world={house / 'textgame'}", "--steps=5"] + (
+    arguments = ["--preset=smoke", f"--world={house / 'textgame'}", "--steps=5", "--renumber=0.5"] + (
         ["--eval_every=3"] if script == "train_mle" else ["--eval_every=2", f"--init_from={house / 'out/textgame-mle/best.pt'}"])
     module.main([*arguments, "--name=whole"])
     save = module.save_checkpoint
@@ -237,6 +240,8 @@ def test_resume_goes_on_as_if_never_stopped(house, tmp_path, monkeypatch, script
     (["train_mle.py", "--world=textgame", "--init_from=nothing.pt"], ["no checkpoint at nothing.pt"]),
     (["train_mle.py", "--world=textgame", "--init_from=textgame/bpe.json"], ["bpe.json", "not a checkpoint"]),
     (["train_mle.py", "--world=textgame", "--n_embd=30"], ["n_embd"]),
+    (["train_mle.py", "--world=textgame", "--decay=1.5", "--steps=3"], ["--decay", "between 0 and 1"]),
+    (["train_mle.py", "--world=textgame", "--decay=1"], ["--decay", "below 1"]),
     (["train_rlvr.py", "--world=textgame", "--reward=strict_tusk"], ["strict_tusk", "strict_task"]),
     (["train_rlvr.py", "--world=textgame", "--reward=x*strict_task"], ["'x'", "not a number"]),
     (["train_rlvr.py", "--world=textgame", "--advantage=best"], ["advantage", "grpo, mean, loo"]),
@@ -260,6 +265,7 @@ def test_checkpoint_of_another_world_is_refused(house, tmp_path):
     for command in (["train_rlvr.py", f"--init_from={house / 'out/textgame-mle/best.pt'}"], ["train_mle.py", f"--init_from={house / 'out/textgame-mle/best.pt'}"],
                     ["sample.py", f"--mle={house / 'out/textgame-mle/best.pt'}"]):
         assert "another world" in run(tmp_path, *command, "--world=webnav", code=2)
+    assert "--renumber says nothing" in run(tmp_path, "train_mle.py", "--world=webnav", "--renumber=0.5", code=2)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def test_forced_tokens_get_no_gradient_in_the_update(tmp_path, monkeypatch):
     world = load_world("tiny")
     model = Model(ModelConfig(world.vocab_size, world.block_size, 1, 2, 2, 16))
     config = train_rlvr.Config(group=3)
-    experience, *_ = train_rlvr.rollout(model, world, [0, 1], [(1.0, "mae")], config, nullcontext(), torch.Generator().manual_seed(0))
+    experience, *_ = train_rlvr.rollout(model, world, [0, 1], [(1.0, "mae")], config, nullcontext(), torch.Generator().manual_seed(0), None)
     place = torch.arange(world.response_len) % (world.m + world.A)
     assert torch.equal(experience.mask, (place < world.m).expand_as(experience.mask))
     assert (experience.rewards <= 0).all()  # an error counts as minus
@@ -325,13 +326,13 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
                               (["--perceptual=1"], "publish")):
         with pytest.raises(BadInput, match=sentence):
             tokenizer_vq.main(["--preset=smoke", "--world=tiny", *options])
-    with pytest.raises(BadInput, match="power"):
-        train_mle.main(["--preset=smoke", "--world=tiny", "--power=0.5"])
-    with pytest.raises(BadInput, match="renumber"):
-        train_mle.main(["--preset=smoke", "--world=tiny", "--renumber=0.5"])
     train_mle.main(["--preset=smoke", "--world=tiny"])
-    with pytest.raises(BadInput, match="renumber"):
-        train_rlvr.main(["--preset=smoke", "--world=tiny", "--renumber=0.5"])
+    before = {path: path.read_bytes() for path in Path("out/tiny-mle").iterdir()}
+    for script, option in ((train_mle, "power=0.5"), (train_mle, "renumber=0.5"), (train_mle, "branches=2"), (train_mle, "prompt_loss=1"),
+                           (train_rlvr, "changed=0.5"), (train_rlvr, "renumber=0.5")):
+        with pytest.raises(BadInput, match=f"--{option.split('=')[0]} says nothing"):
+            script.main(["--preset=smoke", "--world=tiny", "--init_from=out/tiny-mle/best.pt", f"--{option}"])
+    assert {path: path.read_bytes() for path in Path("out/tiny-mle").iterdir()} == before and not Path("out/tiny-rlvr").exists()
     with pytest.raises(BadInput, match="no metric 'lpips'.*--lpips_weights"):
         train_rlvr.main(["--preset=smoke", "--world=tiny", "--reward=mae+lpips"])
     meta = json.loads((tmp_path / "tiny/meta.json").read_text())

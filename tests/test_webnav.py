@@ -9,7 +9,6 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -348,8 +347,6 @@ def test_prepare_writes_a_world_whose_gold_answers_score_1(tmp_path):
         assert len(rows) > 20 and {"context", "prompt", "response", "kind", "changed"} <= set(rows[0])
         for i, row in enumerate(rows):
             assert set(world.score_texts(split, i, [row["response"]], world.metrics)[0].values()) == {1.0}
-    with pytest.raises(BadInput, match="--renumber is for text games"):
-        world.mle_batches(4, np.random.default_rng(0), renumber=1.0)
 
 
 def test_each_webarena_form_is_read():
