@@ -1,4 +1,5 @@
 """The scripts as a user runs them: the chain from raw data to the table, resume, bad input, two processes."""
+import inspect
 import json
 import math
 import re
@@ -25,6 +26,7 @@ import train_rlvr
 from common import BadInput, parse_config
 from data.own import prepare as own_prepare
 from data.robot import prepare as robot_prepare
+from data.text import TextWorld
 from data.textgame import prepare as textgame_prepare
 from data.webnav import prepare as webnav_prepare
 from tests.test_grpo import NoLegal, an_experience, small_model
@@ -197,6 +199,19 @@ def test_the_rate_falls_to_zero_when_the_budget_ends(house, tmp_path, monkeypatc
     assert used[-2] < 1 <= used[-1] and rows[0]["lr"] > 0.09 and rows[-1]["lr"] < 0.02
 
 
+def test_what_is_asked_of_the_data_reaches_the_world(house, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked, signature, original = {}, inspect.signature(TextWorld.mle_batches), TextWorld.mle_batches
+
+    def spy(*arguments, **options):
+        asked.update(signature.bind(*arguments, **options).arguments)
+        return original(*arguments, **options)
+    monkeypatch.setattr(TextWorld, "mle_batches", spy)
+    wanted = dict(micro_batch=3, branches=2, changed=0.3, power=0.4, renumber=0.5, prompt_loss=0.6)
+    train_mle.main(["--preset=smoke", f"--world={house / 'textgame'}", "--steps=1", *(f"--{name}={value}" for name, value in wanted.items())])
+    assert {name: asked[name] for name in wanted} == wanted and asked["n"] == 16
+
+
 @pytest.mark.parametrize("script,stop_at", [("train_mle", 3), ("train_rlvr", 2)])
 def test_resume_goes_on_as_if_never_stopped(house, tmp_path, monkeypatch, script, stop_at):
     """Trap 20: stopped after a save and resumed, a run ends with the very weights of the undisturbed run."""
@@ -241,7 +256,7 @@ def test_resume_goes_on_as_if_never_stopped(house, tmp_path, monkeypatch, script
     (["train_mle.py", "--world=textgame", "--init_from=textgame/bpe.json"], ["bpe.json", "not a checkpoint"]),
     (["train_mle.py", "--world=textgame", "--n_embd=30"], ["n_embd"]),
     (["train_mle.py", "--world=textgame", "--decay=1.5", "--steps=3"], ["--decay", "between 0 and 1"]),
-    (["train_mle.py", "--world=textgame", "--decay=1"], ["--decay", "below 1"]),
+    (["train_mle.py", "--preset=smoke", "--world=textgame", "--steps=0", "--patience=0", "--eval_every=1", "--decay=1"], ["--decay", "below 1"]),
     (["train_rlvr.py", "--world=textgame", "--reward=strict_tusk"], ["strict_tusk", "strict_task"]),
     (["train_rlvr.py", "--world=textgame", "--reward=x*strict_task"], ["'x'", "not a number"]),
     (["train_rlvr.py", "--world=textgame", "--advantage=best"], ["advantage", "grpo, mean, loo"]),
@@ -265,7 +280,7 @@ def test_checkpoint_of_another_world_is_refused(house, tmp_path):
     for command in (["train_rlvr.py", f"--init_from={house / 'out/textgame-mle/best.pt'}"], ["train_mle.py", f"--init_from={house / 'out/textgame-mle/best.pt'}"],
                     ["sample.py", f"--mle={house / 'out/textgame-mle/best.pt'}"]):
         assert "another world" in run(tmp_path, *command, "--world=webnav", code=2)
-    assert "--renumber says nothing" in run(tmp_path, "train_mle.py", "--world=webnav", "--renumber=0.5", code=2)
+    assert "--renumber says nothing" in run(tmp_path, "train_mle.py", "--preset=smoke", "--world=webnav", "--renumber=0.5", code=2)
     assert not (tmp_path / "out").exists()
 
 

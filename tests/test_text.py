@@ -2,6 +2,7 @@
 import gzip
 import json
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import rewards
+import train_rlvr
 from common import BadInput
 from data import load_world
 from data.text import encoding, train_bpe, write_text_world
 from data.textgame import games, lines, prepare
+from model import Model, ModelConfig
 
 
 def game_state(t):
@@ -256,6 +259,17 @@ def test_answers_to_renumbered_prompts_are_scored_as_answers_to_the_records(worl
     assert 10 < other < 30
     assert (world.score(batch, batch.response[:, None], ["strict_binary"])["strict_binary"] == 1).all()
     assert world.decode(batch, torch.zeros_like(batch.response[:, None])) == [[None]] * len(indices)
+
+
+@pytest.mark.parametrize("renumber", [0.0, 1.0])
+def test_a_rollout_has_as_many_renumbered_prompts_as_asked_for(world, renumber):
+    torch.manual_seed(0)
+    model = Model(ModelConfig(world.vocab_size, world.block_size, 1, 2, 2, 16))
+    config, numbers = train_rlvr.Config(group=2, renumber=renumber), list(range(20))
+    experience, *_ = train_rlvr.rollout(model, world, numbers, [(1.0, "strict_task")], config, nullcontext(), torch.Generator().manual_seed(0),
+                                        np.random.default_rng(0))
+    same = [prompt[:length].tolist() == sum(world.tokens["train"][i][:2], []) for i, prompt, length in zip(numbers, experience.prompt, experience.prompt_len)]
+    assert sum(same) == (0 if renumber else 20)
 
 
 @pytest.mark.parametrize("renumber", [0.0, 1.0])
