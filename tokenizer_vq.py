@@ -10,7 +10,7 @@ go on                 python tokenizer_vq.py --world=robot --resume
 
 For multi-step prediction a frame that differs little from one seen before need not be spelled out again. The CONTEXT-CONDITIONAL tokenizer
 (iVideoGPT, arXiv 2405.15223) gives one context frame all its tokens and every later frame a few "dynamics" tokens only: encoder and decoder of
-the dynamics look at the context frame's features through cross-attention, and take from there what has not changed.
+the dynamics look at the context frame's features through cross-attention, and pixels that have not changed are taken from it.
 
 The loss is L1 + L2 + an optional perceptual term (LPIPS). The paper adds a GAN term, which is left out here: pictures come out softer, training
 never falls over. What to watch: PSNR (the floor of everything that is predicted in these tokens), and the share of the codebook in use.
@@ -207,7 +207,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features [N, d, H/factor, W/factor] -> (frames [N, 3, H, W], the feature map at stage `tap`, which others may look at)."""
+    """
+    Features [N, d, H/factor, W/factor] -> (frames [N, 3, H, W], the feature map at stage `tap`, which others may look at).
+
+    With attend it makes frames [N·T, 3, H, W] that follow N context frames: it looks at their features, and says for every pixel how much of it
+    is new; the rest is the context frame's pixel.
+    """
 
     def __init__(self, config, factor, width_in, tap, attend=False):
         super().__init__()
@@ -217,20 +222,25 @@ class Decoder(nn.Module):
         for stage in range(self.stages, 0, -1):
             width = channels_at(config, stage)
             self.blocks.append(nn.Sequential(*(ResidualBlock(width) for _ in range(config.depth if stage > 1 else 0))))
-            self.up.append(nn.Conv2d(width, 4 * (channels_at(config, stage - 1) if stage > 1 else 3), 3, padding=1))
+            self.up.append(nn.Conv2d(width, 4 * (channels_at(config, stage - 1) if stage > 1 else 3 + attend), 3, padding=1))
         if attend:
             self.cross = CrossAttention(channels_at(config, tap))
 
     def forward(self, z, context=None):
+        """context: the pair (frames, features) that a decoder without attend has made of the N context frames."""
         x = self.enter(z)
         for stage, blocks, up in zip(range(self.stages, 0, -1), self.blocks, self.up):
             if stage == self.tap and self.attend:
-                x = self.cross(x, context)
+                x = self.cross(x, context[1])
             x = blocks(x)
             if stage == self.tap:
                 features = x
             x = F.pixel_shuffle(up(F.silu(x)), 2)  # each cell becomes 2x2
-        return x.sigmoid().float(), features.float()
+        x = x.float().sigmoid()
+        if not self.attend:
+            return x, features.float()
+        drawn, new = x.unflatten(0, (len(context[0]), -1)).split([3, 1], dim=2)  # [N, T, 3, H, W], [N, T, 1, H, W]
+        return torch.lerp(context[0][:, None], drawn, new).flatten(0, 1), features.float()
 
 
 class Tokenizer(nn.Module):
@@ -280,12 +290,12 @@ class Tokenizer(nn.Module):
         return self.decoder(self.vectors(ids, self.quantizer, self.config.factor))[0]
 
     def context(self, ids):
-        """ids [N, tokens] of context frames -> the feature maps [N, C, h, w] that the dynamics look at."""
-        return self.decoder(self.vectors(ids, self.quantizer, self.config.factor))[1]
+        """ids [N, tokens] of context frames -> (frames [N, 3, H, W], feature maps [N, C, h, w]), which the dynamics look at."""
+        return self.decoder(self.vectors(ids, self.quantizer, self.config.factor))
 
     def encode_dynamics(self, frames, context_ids):
         """Later frames [N, T, 3, H, W] and their context frames' ids [N, tokens] -> ids [N, T, dynamics_tokens]."""
-        ids = self.quantize(self.dynamics_encoder(frames.flatten(0, 1), self.context(context_ids)), self.dynamics_quantizer)[1]
+        ids = self.quantize(self.dynamics_encoder(frames.flatten(0, 1), self.context(context_ids)[1]), self.dynamics_quantizer)[1]
         return ids.view(*frames.shape[:2], -1)
 
     def decode_dynamics(self, ids, context_ids):
@@ -299,13 +309,13 @@ class Tokenizer(nn.Module):
         Returns (reconstructions of the same shape, quantizer loss, ids of the context frames, ids of the dynamics or None).
         """
         quantized, ids, loss = self.quantize(self.encoder(frames[:, 0]), self.quantizer)
-        context, features = self.decoder(quantized)
+        context = self.decoder(quantized)  # frames, features
         if frames.size(1) == 1:
-            return context[:, None], loss, ids, None
-        z = self.dynamics_encoder(frames[:, 1:].flatten(0, 1), features)
+            return context[0][:, None], loss, ids, None
+        z = self.dynamics_encoder(frames[:, 1:].flatten(0, 1), context[1])
         quantized, dynamics_ids, dynamics_loss = self.quantize(z, self.dynamics_quantizer)
-        later = self.dynamics_decoder(quantized, features)[0].view(len(frames), -1, *frames.shape[2:])
-        return torch.cat([context[:, None], later], dim=1), loss + dynamics_loss, ids, dynamics_ids
+        later = self.dynamics_decoder(quantized, context)[0].view(len(frames), -1, *frames.shape[2:])
+        return torch.cat([context[0][:, None], later], dim=1), loss + dynamics_loss, ids, dynamics_ids
 
 
 def fingerprint(tokenizer):
@@ -486,7 +496,11 @@ def main(argv):
             group["lr"] = config.lr * min(1.0, (step + 1) / config.warmup) * min(1.0, max(0.01, (1 - done) / 0.4))
         with context:
             made, quantizer_loss, *_ = tokenizer(frames)
-        loss = F.l1_loss(made, frames) + F.mse_loss(made, frames) + 0.25 * quantizer_loss
+        error = made - frames
+        error = (error.abs() + error.square()).mean((2, 3, 4))  # [N, 1 + T]
+        loss = error[:, 0].mean() + 0.25 * quantizer_loss
+        if later:  # context frames count as much as all that is built on them
+            loss = loss + error[:, 1:].mean()
         if perceptual:
             loss = loss + config.perceptual * rewards.lpips(made.flatten(0, 1), frames.flatten(0, 1), perceptual).mean()
         loss.backward()

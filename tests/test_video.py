@@ -17,6 +17,7 @@ import train_rlvr
 from common import BadInput, save_checkpoint
 from data import load_world
 from data.episodes import write_episode
+from data.robot import prepare
 from data.video import VideoWorld
 from model import Model, ModelConfig
 from tokenizer_vq import EMA, FSQ, Tokenizer, TokenizerConfig, fingerprint, to_frames
@@ -292,6 +293,24 @@ def test_the_chain_runs_through(tmp_path, monkeypatch, capsys, horizon, dynamics
     image, movie = Image.open("out/tiny-results/test-0.png"), Image.open("out/tiny-results/test-0.gif")
     columns = 3 if horizon > 1 else 8
     assert movie.n_frames == columns and image.width == 64 + columns * 128 and image.height == 5 * 128
+
+
+@pytest.mark.parametrize("preset", ["paper-single", "paper-multi"])
+def test_the_papers_shapes_start(preset, tmp_path, monkeypatch, capsys):
+    """256x320 frames, four of context or seven predicted, 13 action numbers, the paper's width; one of its twelve layers, and no LPIPS weights."""
+    monkeypatch.chdir(tmp_path)
+    prepare.main(["--preset=paper", "--out=paper", "--episodes=1", "--frames=8"])
+    few = [f"--preset={preset}", "--steps=1", "--eval_every=1"]
+    tokenizer_vq.main([*few, "--perceptual=0", "--batch_size=1", "--eval_frames=1", "--channels=8", "--depth=1"])
+    train_mle.main([*few, "--n_layer=1", "--batch_size=1", "--eval_records=1"])
+    train_rlvr.main([*few, "--reward=mae+0.5*ssim", "--prompts=4", "--group=2", "--eval_records=1"])
+    world = load_world("paper" if preset == "paper-single" else "paper-multi")
+    frames = world.decode(world.batch("val", [0]), world.batch("val", [0]).response[:, None])
+    if preset == "paper-single":  # PAPER.md, "Sequences": 4 x (320 + 13), then 320
+        assert (world.max_prompt, world.response_len) == (1332, 320) and frames.shape == (1, 1, 1, 3, 256, 320)
+    else:                         # 1280 context tokens; each later frame 80 dynamics tokens and its action
+        assert (world.max_prompt, world.response_len) == (1280 + 93, 7 * 93) and frames.shape == (1, 1, 7, 3, 256, 320)
+    assert "done: 1 steps" in capsys.readouterr().out and Path(f"out/{world.folder.name}-rlvr/best.pt").is_file()
 
 
 def test_shuffled_actions_make_prediction_worse(tmp_path, monkeypatch):
