@@ -109,6 +109,25 @@ def test_ids_decode_to_what_the_training_pass_made(quantizer):
     assert torch.allclose(alone[0, 0], made[1, 2], atol=1e-5)
 
 
+@pytest.mark.parametrize("new", [0, 1])
+def test_pixels_that_are_not_new_are_the_context_frames(new):
+    """With the share of new pixels forced to 0 a later frame is its context frame, whatever its tokens say; with 1 nothing of it is left."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TokenizerConfig(16, 16, 4, 8, channels=8, levels="4,4,4")).eval()
+    ids, other = torch.randint(64, (2, 3, 4)), torch.randint(64, (2, 16))  # [N, T, m], [N, tokens]
+    last = tokenizer.dynamics_decoder.up[-1]
+    with torch.no_grad():
+        last.weight[12:] = 0  # the fourth channel of each of the 2x2 pixels
+        last.bias[12:] = 60.0 * new - 30
+        made = tokenizer.decode_dynamics(ids, other)
+        assert made.shape == (2, 3, 3, 16, 16)
+        if not new:
+            assert torch.allclose(made, tokenizer.decode(other)[:, None].expand_as(made), atol=1e-6)
+        else:
+            assert (made - tokenizer.decode(other)[:, None]).abs().mean() > 0.01
+            assert (made[:, 0] - made[:, 1]).abs().max() > 1e-4  # the frames are drawn from their own tokens
+
+
 def test_the_tokenizer_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_world(tmp_path, "tiny", 4, 8, cell=4)
