@@ -131,8 +131,8 @@ def test_pixels_that_are_not_new_are_the_context_frames(new):
 def test_the_tokenizer_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_world(tmp_path, "tiny", 4, 8, cell=4)
-    tokenizer_vq.main(["--world=tiny", "--channels=16", "--levels=4,4,4,4", "--factor=4", "--dynamics=8", "--steps=150", "--seconds=0", "--batch_size=8",
-                       "--eval_every=75", "--warmup=5"])
+    tokenizer_vq.main(["--world=tiny", "--channels=16", "--levels=4,4,4,4", "--factor=4", "--dynamics=8", "--steps=450", "--seconds=0", "--batch_size=8",
+                       "--eval_every=150", "--warmup=5"])
     rows = [json.loads(line) for line in (tmp_path / "out/tiny-tokenizer/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["val_psnr"] > 20 and rows[-1]["val_psnr"] > rows[0]["val_psnr"] and rows[-1]["val_dynamics_psnr"] > 14
     assert 0 < rows[-1]["val_codebook"] <= 1 <= rows[-1]["val_perplexity"] <= 256
