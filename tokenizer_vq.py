@@ -287,7 +287,7 @@ class Tokenizer(nn.Module):
 
     def decode(self, ids):
         """ids [N, tokens] -> frames [N, 3, H, W] in [0, 1]."""
-        return self.decoder(self.vectors(ids, self.quantizer, self.config.factor))[0]
+        return self.context(ids)[0]
 
     def context(self, ids):
         """ids [N, tokens] of context frames -> (frames [N, 3, H, W], feature maps [N, C, h, w]), which the dynamics look at."""
