@@ -376,7 +376,7 @@ class Config:
 PAPER = dict(levels="7,5,5,5,5", channels=64, depth=2, perceptual=1.0, seconds=0, steps=200000, lr=5e-4, batch_size=16, eval_every=5000)
 PRESETS = {
     "robot": dict(world="robot"),
-    "robot-multi": dict(world="robot-multi", dynamics=16),
+    "robot-multi": dict(world="robot-multi", dynamics=16, seconds=600),  # after 150 s the dynamics tokens still say next to nothing
     "smoke": dict(channels=8, steps=4, seconds=0, eval_every=2, eval_frames=8, batch_size=4, warmup=1),
     "paper-single": dict(PAPER, world="paper", factor=16),
     "paper-multi": dict(PAPER, world="paper-multi", factor=8, dynamics=32),

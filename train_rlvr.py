@@ -86,7 +86,7 @@ PRESETS = {
     "bytesized32": dict(world="bytesized32", group=8, changed=0.5, power=0.3, renumber=0.7, lr=3e-5, steps=1000, seconds=330, micro_batch=8,
                         eval_every=20, eval_records=899),
     "robot": dict(world="robot", prompts=16, steps=1000, seconds=120, eval_records=128),
-    "robot-multi": dict(world="robot-multi", prompts=16, steps=1000, seconds=120, eval_records=64),
+    "robot-multi": dict(world="robot-multi", prompts=16, steps=1000, seconds=240, eval_records=64, eval_temperature=1.0),
     "paper-single": dict(PAPER_VIDEO, world="paper"),
     "paper-multi": dict(PAPER_VIDEO, world="paper-multi"),
     "smoke": dict(prompts=4, group=4, steps=3, eval_every=2, eval_records=8, micro_batch=2),
