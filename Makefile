@@ -3,9 +3,10 @@ WORLD ?= textgame
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-# robot and robot-multi are two worlds of one data set, and frames need a tokenizer
-VIDEO = $(filter robot robot-multi,$(WORLD))
+# three worlds of robot video: they need a tokenizer, and two share one larger data set
+VIDEO = $(filter robot robot-large robot-large-multi,$(WORLD))
 SOURCE = $(if $(VIDEO),robot,$(WORLD))
+PREPARE = $(if $(filter robot-large%,$(WORLD)),--preset=robot-large)
 METRICS = mae mse psnr ssim
 comma = ,
 
@@ -15,7 +16,7 @@ SEEDS ?= 1 2
 
 # prepare -> maximum likelihood -> reinforcement learning -> its rival, likelihood for the same wall-clock at two rates -> the table
 demo: .venv/installed
-	$(RUN) data/$(SOURCE)/prepare.py
+	$(RUN) data/$(SOURCE)/prepare.py $(PREPARE)
 	$(if $(VIDEO),$(RUN) tokenizer_vq.py --preset=$(WORLD))
 	$(RUN) train_mle.py --preset=$(WORLD)
 	$(RUN) train_rlvr.py --preset=$(WORLD)

@@ -2,7 +2,7 @@
 Frames <-> tokens: a small convolutional autoencoder with a discrete bottleneck, and its training.
 
 per-frame tokens      python tokenizer_vq.py --world=robot                 (after: python data/robot/prepare.py)
-for multi-step        python tokenizer_vq.py --preset=robot-multi
+for multi-step        python tokenizer_vq.py --preset=robot-large-multi  (after: python data/robot/prepare.py --preset=robot-large)
 a laptop test         python tokenizer_vq.py --preset=smoke
 go on                 python tokenizer_vq.py --world=robot --resume
 
@@ -174,8 +174,10 @@ class CrossAttention(nn.Module):
         seen = self.norm_context(context).flatten(2).transpose(1, 2)  # [N, h·w, C]
 
         def split(t):
-            return t.reshape(N, -1, self.heads, C // self.heads).transpose(1, 2)  # [N, heads, T·h·w or h·w, C/heads]
-        found = F.scaled_dot_product_attention(split(self.q(rows + place)), split(self.k(seen + place)), split(self.v(seen)))
+            return t.float().reshape(N, -1, self.heads, C // self.heads).transpose(1, 2)  # [N, heads, T·h·w or h·w, C/heads]
+        q, k, v = split(self.q(rows + place)), split(self.k(seen + place)), split(self.v(seen))
+        with torch.autocast(x.device.type, enabled=False):  # a CPU's backward pass in bf16 takes six times as long as in fp32
+            found = F.scaled_dot_product_attention(q, k, v)
         found = self.o(found.transpose(1, 2).reshape(N, -1, h * w, C))
         return x + found.transpose(2, 3).reshape(x.shape)
 
@@ -357,7 +359,7 @@ class Config:
     quantizer: str = "fsq"      # fsq or ema
     levels: str = "8,5,5,5"     # levels of fsq; their product is the number of codes (the paper: 7,5,5,5,5)
     codes: int = 1024           # codes of ema
-    batch_size: int = 32        # frames a step (with dynamics: context frames, each with `later` later ones)
+    batch_size: int = 12        # frames a step (with dynamics: context frames, each with `later` later ones)
     later: int = 2              # later frames per context frame
     perceptual: float = 0.0     # weight of LPIPS in the loss; needs lpips_weights
     lpips_weights: str = ""     # folder of the public VGG16 and LPIPS weights; the README says where they are published
@@ -376,7 +378,8 @@ class Config:
 PAPER = dict(levels="7,5,5,5,5", channels=64, depth=2, perceptual=1.0, seconds=0, steps=200000, lr=5e-4, batch_size=16, eval_every=5000)
 PRESETS = {
     "robot": dict(world="robot"),
-    "robot-multi": dict(world="robot-multi", dynamics=16, seconds=600),  # after 150 s the dynamics tokens still say next to nothing
+    "robot-large": dict(world="robot-large", seconds=400),
+    "robot-large-multi": dict(world="robot-large-multi", dynamics=16, lr=1e-3, seconds=1800),
     "smoke": dict(channels=8, steps=4, seconds=0, eval_every=2, eval_frames=8, batch_size=4, warmup=1),
     "paper-single": dict(PAPER, world="paper", factor=16),
     "paper-multi": dict(PAPER, world="paper-multi", factor=8, dynamics=32),
@@ -443,7 +446,7 @@ def main(argv):
         tokenizer = Tokenizer(tokenizer_config).to(device)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=device.type != "mps")
     step, trained, best, evaluated, losses = 0, 0.0, -math.inf, -1, []
     if config.resume:
         checkpoint = newest_checkpoint(folder / "last.pt", device, make=f"python tokenizer_vq.py --world={config.world}")

@@ -42,6 +42,7 @@ class Config:
 
 
 PRESETS = {
+    "robot-large": dict(out="data/robot-large", episodes=1000, val=0.04, test=0.06),
     "smoke": dict(episodes=6, frames=9, horizon=3, val=0.3, test=0.3),
     "paper": dict(out="data/paper", episodes=16, frames=12, height=256, width=320, action_size=13, context=4, horizon=7),  # the paper's shapes
 }
