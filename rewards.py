@@ -481,14 +481,19 @@ def load_lpips(path):
     return net.eval().requires_grad_(False)
 
 
+def frame_repeats(tokens, last):
+    """tokens [N, F, n] of F predicted frames, last [N, n] of the frame before them -> [N, F]: 1 where a frame equals the one before, token by token."""
+    return (tokens == torch.cat([last[:, None], tokens[:, :-1]], dim=1)).all(-1).float()
+
+
 def repetition(tokens, last):
-    """tokens [N, F, n] of F predicted frames, last [N, n] of the frame before them -> [N]: share of frames that equal the one before, token by token."""
-    return (tokens == torch.cat([last[:, None], tokens[:, :-1]], dim=1)).all(-1).float().mean(1)
+    """As frame_repeats -> [N]: the share of frames that do."""
+    return frame_repeats(tokens, last).mean(1)
 
 
 def last_frame_repeats(tokens, last):
-    """As repetition, but of the last predicted frame only, 0 or 1: the repetition rate of the paper."""
-    return (tokens[:, -1] == torch.cat([last[:, None], tokens], dim=1)[:, -2]).all(-1).float()
+    """As frame_repeats -> [N]: 1 if the last predicted frame does, the repetition rate of the paper."""
+    return frame_repeats(tokens, last)[:, -1]
 
 
 def aggregate_frames(values, how="mean"):

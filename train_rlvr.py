@@ -47,6 +47,7 @@ class Config:
     redraw: int = 0             # up to this many further draws to replace prompts whose rewards are all equal (they teach nothing)
     # GRPO
     advantage: str = "grpo"     # grpo: (r - mean) / std of the group; mean: no division (Dr. GRPO); loo: leave-one-out (RLOO)
+    supervision: str = "outcome"  # outcome: one advantage for a whole answer; process: each frame's tokens answer for the frames from it on
     ratio: str = "token"        # importance ratio of each token, or of the whole sequence (GSPO)
     aggregation: str = "token"  # mean over all tokens; sequence: mean over sequences of their token mean; fixed: sum / (sequences * R) (Dr. GRPO)
     clip_low: float = 0.2       # the ratio is clipped to [1 - clip_low, 1 + clip_high]
@@ -121,6 +122,17 @@ def group_advantages(rewards, kind="grpo", eps=1e-6):
     return advantages.masked_fill(equal_rewards(rewards)[:, None], 0.0)
 
 
+def process_advantages(rewards, frame_of_token, kind="grpo"):
+    """
+    Advantages of tokens where every frame has a reward of its own (process supervision, "DeepSeekMath" 4.1.3): a token cannot change the frames
+    before its own, so it is compared within the group by the sum of the rewards from its own frame on.
+
+    rewards [B, G, F], frame_of_token [R] -> [B, G, R]. With F = 1 all tokens have the advantage of group_advantages.
+    """
+    to_go = rewards.flip(-1).cumsum(-1).flip(-1)  # [B, G, F]
+    return torch.stack([group_advantages(column, kind) for column in to_go.unbind(-1)], dim=-1)[..., frame_of_token]
+
+
 def equal_rewards(rewards):
     """rewards [B, G] -> [B] bool: the groups without any difference to learn from."""
     return rewards.amax(1) - rewards.amin(1) <= 1e-6 * rewards.mean(1).abs().clamp(min=1)
@@ -147,7 +159,7 @@ def aggregate(values, mask, kind="token", tokens=None, sequences=None, longest=N
 
 def policy_loss(logprob, old_logprob, advantages, mask, clip_low=0.2, clip_high=0.2, dual_clip=3.0, ratio="token"):
     """
-    The clipped surrogate loss per token. logprob, old_logprob, mask [..., R]; advantages [...], one per response.
+    The clipped surrogate loss per token. logprob, old_logprob, mask [..., R]; advantages [...], one per response, or [..., R].
 
     PPO (arXiv 1707.06347): max(-rho A, -clip(rho, 1 - low, 1 + high) A); for A < 0 at most -c A (dual clip, arXiv 1912.09729; c = 0: off).
     rho is the ratio of each token, or for ratio="sequence" the geometric mean over the response (GSPO, arXiv 2507.18071).
@@ -158,7 +170,7 @@ def policy_loss(logprob, old_logprob, advantages, mask, clip_low=0.2, clip_high=
     if ratio == "sequence":
         difference = (difference.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(difference)
     rho = difference.clamp(-20, 20).exp()
-    A = advantages[..., None]
+    A = advantages if advantages.dim() == logprob.dim() else advantages[..., None]
     plain, clipped = -rho * A, -rho.clamp(1 - clip_low, 1 + clip_high) * A
     loss = torch.maximum(plain, clipped)
     if dual_clip:
@@ -194,9 +206,12 @@ class Experience:
     mask: torch.Tensor          # [B, G, R] sampled tokens up to and including the end token; not the forced ones
     ended: torch.Tensor         # [B, G] whether the end token was sampled
     rewards: torch.Tensor       # [B, G]
+    advantages: torch.Tensor    # [B, G], or of each token [B, G, R]
     old_logprob: torch.Tensor   # [B, G, R]
     ref_logprob: torch.Tensor = None  # [B, G, R]
-    advantages: torch.Tensor = None   # [B, G]
+
+
+PER_TOKEN = ("tokens", "mask", "advantages", "old_logprob", "ref_logprob")  # fields whose last dimension is R (advantages: or there is none)
 
 
 def rollout(model, world, numbers, terms, config, context, generator, rng):
@@ -211,9 +226,14 @@ def rollout(model, world, numbers, terms, config, context, generator, rng):
         mask = mask & (batch.forced < 0)[:, None]
     longest = int(sampled.length.max())
     middle = time.perf_counter()
-    scores = world.score(batch, sampled.tokens, [name for _, name in terms])
-    rewards = weighted_sum(world, terms, scores)  # [B, G]
-    experience = Experience(batch.prompt, batch.prompt_len, sampled.tokens[..., :longest], mask[..., :longest], sampled.ended, rewards,
+    names = [name for _, name in terms]
+    if config.supervision == "process":
+        frames = weighted_sum(world, terms, world.score(batch, sampled.tokens, names, per_frame=True))  # [B, G, F]
+        rewards, advantages = frames.mean(-1), process_advantages(frames, world.frame_of_token(), config.advantage)[..., :longest]
+    else:
+        rewards = weighted_sum(world, terms, world.score(batch, sampled.tokens, names))  # [B, G]
+        advantages = group_advantages(rewards, config.advantage)
+    experience = Experience(batch.prompt, batch.prompt_len, sampled.tokens[..., :longest], mask[..., :longest], sampled.ended, rewards, advantages,
                             sampled.logprob[..., :longest])
     return experience, middle - start, time.perf_counter() - middle
 
@@ -229,8 +249,8 @@ def pieces(experience, size):
     for rows in order.split(size):
         e = select(experience, rows)
         P, R = int(e.prompt_len.max()), int(e.mask.any(0).any(0).nonzero().max()) + 1
-        yield rows, replace(e, prompt=e.prompt[:, :P], **{name: getattr(e, name)[..., :R] for name in ("tokens", "mask", "old_logprob", "ref_logprob")
-                                                         if getattr(e, name) is not None})
+        yield rows, replace(e, prompt=e.prompt[:, :P], **{name: field[..., :R] for name, field in vars(e).items() if name in PER_TOKEN
+                                                         and field is not None and field.dim() == 3})
 
 
 def join(experiences, eos_id):
@@ -239,7 +259,7 @@ def join(experiences, eos_id):
         tensors = [getattr(e, name) for e in experiences]
         if tensors[0] is None:
             return None
-        if tensors[0].dim() != 1 and name not in ("ended", "rewards", "advantages"):  # the last dimension is P or R
+        if name == "prompt" or name in PER_TOKEN and tensors[0].dim() == 3:  # the last dimension is P or R
             longest = max(t.size(-1) for t in tensors)
             filler = eos_id or 0 if name in ("prompt", "tokens") else 0
             tensors = [torch.nn.functional.pad(t, (0, longest - t.size(-1)), value=filler) for t in tensors]
@@ -322,7 +342,7 @@ def main(argv):
     config = parse_config(Config, argv, PRESETS)
     device, rank, world_size = start_processes(config.device, config.seed)
     for name, choices in (("advantage", ("grpo", "mean", "loo")), ("ratio", ("token", "sequence")), ("kl_kind", ("k1", "k2", "k3")),
-                          ("aggregation", ("token", "sequence", "fixed")), ("recompute_old", ("auto", "true", "false"))):
+                          ("supervision", ("outcome", "process")), ("aggregation", ("token", "sequence", "fixed")), ("recompute_old", ("auto", "true", "false"))):
         one_of(name, getattr(config, name), choices)
     if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates:
         raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, and --prompts a multiple of --updates")
@@ -330,6 +350,9 @@ def main(argv):
     refuse_foreign_options(world, config)
     terms, chosen_by = reward_terms(world, config.reward or world.reward), config.choose or world.headline
     headline = reward_terms(world, chosen_by)
+    if config.supervision == "process" and (getattr(world, "horizon", 1) == 1 or not all(name in world.metrics and name != "last_repeats" for _, name in terms)):
+        raise BadInput("--supervision=process needs a world that predicts several frames, and a reward of metrics that each frame has: none of the last "
+                       "frame only, none discounted")
     folder = Path("out") / (config.name or f"{Path(config.world).name}-rlvr")
     context = autocast(device, config.dtype)
     recompute = config.recompute_old == "true" or (config.recompute_old == "auto" and not isinstance(context, nullcontext))
@@ -415,7 +438,6 @@ def main(argv):
                 sampling, scoring, wasted = sampling + seconds_sampling, scoring + seconds_scoring, wasted + flat.sum().item()
                 kept.append(select(e, ~flat) if config.redraw and attempt < config.redraw else e)
         experience = join(kept, world.eos_id)
-        experience.advantages = group_advantages(experience.rewards, config.advantage)
         sampler_error = None
         if recompute:
             sampled, experience.old_logprob = experience.old_logprob, score_tokens(model, world, experience, config, context)

@@ -27,6 +27,7 @@ SPLITS = ("train", "val", "test")
 ACTION_BINS = 256
 FRAMES_AT_ONCE = 256  # of 64x64 pixels: decoding and scoring go in pieces of so many frames
 SIGNS = {"mae": -1, "mse": -1, "psnr": 1, "ssim": 1, "lpips": -1, "repetition": -1, "last_repeats": -1, "mae_moving": -1, "mse_moving": -1, "psnr_moving": 1}
+REPEATS = {"repetition": rewards.repetition, "last_repeats": rewards.last_frame_repeats}  # these look at tokens, the others at pixels
 AGGREGATIONS = ("last", "discount")  # a metric's name may end in one of them: "mae_last"; otherwise it is the mean over the predicted frames
 
 
@@ -161,6 +162,10 @@ class VideoWorld:
         place = torch.arange(self.response_len, device=self.device) % (self.m + self.A if self.horizon > 1 else self.N)
         return torch.where((place < self.predicted)[:, None], ids < self.tokenizer.codes, ids >= self.action_base)
 
+    def frame_of_token(self):
+        """[R]: the number of the predicted frame that each token of a response belongs to; an action belongs to the frame before it."""
+        return torch.arange(self.response_len, device=self.device) // (self.response_len // self.horizon)
+
     # -----------------------------------------------------------------------------------------------------------------
     # Batches
 
@@ -227,24 +232,26 @@ class VideoWorld:
     def frame_shape(self):
         return 3, self.tokenizer.config.height, self.tokenizer.config.width
 
-    def score(self, batch, tokens, names):
-        """tokens [B, G, R] -> {name: [B, G] fp32}: every named metric of the decoded frames, in pieces of bounded memory, on the device."""
+    def score(self, batch, tokens, names, per_frame=False):
+        """
+        tokens [B, G, R] -> {name: [B, G] fp32}: every named metric of the decoded frames, in pieces of bounded memory, on the device.
+        per_frame: [B, G, F] instead, before they are aggregated over the predicted frames.
+        """
         B, G, _ = tokens.shape
         last, true = self.truth(batch.split, batch.truth)
         pixels = self.frame_shape[1] * self.frame_shape[2]
         size = max(1, FRAMES_AT_ONCE * 64 * 64 // (G * self.horizon * pixels))  # prompts at a time
-        scores = {name: torch.zeros(B, G, device=tokens.device) for name in names}
+        scores = {name: torch.zeros((B, G, self.horizon) if per_frame else (B, G), device=tokens.device) for name in names}
         ids, before = self.frame_ids(tokens), self.last_ids(batch)
         for i in range(0, B, size):
             part = slice(i, i + size)
             piece = Batch(batch.prompt[part], batch.prompt_len[part], batch.response[part], batch.response_mask[part], None, batch.truth[part], batch.split)
             predicted = self.decode(piece, tokens[part])
-            values = self.frame_scores(predicted, last[part], true[part], names)
+            values = self.frame_scores(predicted, last[part], true[part], names, per_frame)
             for name in names:
-                if name == "repetition":
-                    values[name] = rewards.repetition(ids[part].flatten(0, 1), before[part].repeat_interleave(G, 0)).view(-1, G)
-                if name == "last_repeats":
-                    values[name] = rewards.last_frame_repeats(ids[part].flatten(0, 1), before[part].repeat_interleave(G, 0)).view(-1, G)
+                if name in REPEATS:
+                    function = rewards.frame_repeats if per_frame else REPEATS[name]
+                    values[name] = function(ids[part].flatten(0, 1), before[part].repeat_interleave(G, 0)).unflatten(0, (-1, G))
                 scores[name][part] = values[name]
         return scores
 
@@ -265,7 +272,7 @@ class VideoWorld:
             last, true = self.truth(split, batch.truth)
             predicted = last[:, None, None].expand(-1, 1, *true.shape[1:])
             copied = self.frame_scores(predicted, last, true, self.metrics)
-            copied.update({name: torch.ones(len(true), 1) for name in ("repetition", "last_repeats")})
+            copied.update({name: torch.ones(len(true), 1) for name in REPEATS})
             rows["copy (last frame again)"].append(copied)
             rows["tokenizer floor"].append(self.score(batch, batch.response[:, None], self.metrics))
         return [(label, {name: torch.cat([part[name].cpu() for part in parts]) for name in self.metrics}) for label, parts in rows.items()]
@@ -275,8 +282,11 @@ class VideoWorld:
         return [(name, name, lambda values: values.mean(0)) for name in self.metrics]
 
     @torch.no_grad()
-    def frame_scores(self, predicted, last, true, names):
-        """predicted [B, G, F, 3, H, W], last [B, 3, H, W], true [B, F, 3, H, W] -> {name: [B, G]} of the metrics that look at pixels."""
+    def frame_scores(self, predicted, last, true, names, per_frame=False):
+        """
+        predicted [B, G, F, 3, H, W], last [B, 3, H, W], true [B, F, 3, H, W] -> {name: [B, G], or with per_frame [B, G, F]} of the metrics
+        that look at pixels.
+        """
         B, G, F = predicted.shape[:3]
         a = predicted.flatten(0, 2)
         b = true[:, None].expand(B, G, F, *self.frame_shape).flatten(0, 2)
@@ -285,7 +295,7 @@ class VideoWorld:
             moving = rewards.moving(true, last[:, None])[:, None].expand(B, G, F, 1, *self.frame_shape[1:]).flatten(0, 2)
         values, done = {}, {}
         for name in names:
-            if name in ("repetition", "last_repeats"):
+            if name in REPEATS:
                 continue
             metric, _, how = name.rpartition("_") if name.endswith(AGGREGATIONS) else (name, "", "mean")
             if metric not in done:
@@ -297,5 +307,5 @@ class VideoWorld:
                 else:
                     function = {"mae": rewards.mae, "mse": rewards.mse, "psnr": rewards.psnr}[kind]
                     done[metric] = function(a, b, moving) if metric != kind else function(a, b)
-            values[name] = rewards.aggregate_frames(done[metric].view(B * G, F), how).view(B, G)
+            values[name] = done[metric].view(B, G, F) if per_frame else rewards.aggregate_frames(done[metric].view(B * G, F), how).view(B, G)
         return values

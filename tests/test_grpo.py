@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model import Model, ModelConfig
-from train_rlvr import Config, Experience, aggregate, equal_rewards, group_advantages, kl_estimate, policy_loss, update
+from train_rlvr import Config, Experience, aggregate, equal_rewards, group_advantages, kl_estimate, policy_loss, process_advantages, update
 
 CASES = range(8)
 
@@ -53,6 +53,21 @@ def test_kl_of_verl(golden, case, kind, name):
     logprob, ref = golden[f"{case}/logprob"], golden[f"{case}/ref_logprob"]
     inside = (ref - logprob).abs() <= 20
     assert close(kl_estimate(logprob, ref, kind)[inside], golden[f"{case}/kl_{name}"][inside])
+
+
+def test_process_advantages_look_only_ahead():
+    """Against a loop over tokens, and by what they are for: what happened before a token's frame does not matter to it."""
+    torch.manual_seed(0)
+    rewards, frame_of_token = torch.rand(2, 5, 3).double(), torch.tensor([0, 0, 1, 1, 2, 2])
+    advantages = process_advantages(rewards, frame_of_token)
+    for b, g, r in itertools.product(range(2), range(5), range(6)):
+        to_go = rewards[b, :, frame_of_token[r]:].sum(-1).numpy()
+        assert advantages[b, g, r].item() == pytest.approx((to_go[g] - to_go.mean()) / to_go.std(ddof=1), abs=1e-4)
+    other = rewards.clone()
+    other[..., 0] = torch.rand(2, 5)
+    assert torch.equal(process_advantages(other, frame_of_token)[..., 2:], advantages[..., 2:])
+    assert not torch.equal(process_advantages(other, frame_of_token)[..., :2], advantages[..., :2])
+    assert torch.equal(process_advantages(rewards[..., :1], torch.zeros(6, dtype=torch.long)), group_advantages(rewards[..., 0])[..., None].expand(2, 5, 6))
 
 
 def test_equal_rewards_have_no_advantage():
@@ -136,8 +151,8 @@ def an_experience(model, B=6, G=4, R=5):
     prompt, prompt_len = torch.randint(0, EOS, (B, 4)), torch.tensor([4, 3, 2, 4, 1, 4][:B])
     r = model.sample(prompt, prompt_len, G, R, EOS, generator=torch.Generator().manual_seed(0))
     rewards = torch.rand(B, G)
-    return Experience(prompt, prompt_len, r.tokens, r.mask(), r.ended, rewards, r.logprob, r.logprob - 0.1 * torch.rand_like(r.logprob),
-                      group_advantages(rewards))
+    return Experience(prompt, prompt_len, r.tokens, r.mask(), r.ended, rewards, group_advantages(rewards), r.logprob,
+                      r.logprob - 0.1 * torch.rand_like(r.logprob))
 
 
 def one_update(experience, context=None, lr=1e-2, **changes):
@@ -160,6 +175,15 @@ def test_micro_batches_do_not_change_the_gradient(aggregation):
         assert torch.allclose(split, whole, atol=1e-6)
         for name in ("loss", "kl", "entropy", "ratio"):  # trap 21: logged values are those of all micro-batches
             assert split_row[name] == pytest.approx(row[name], abs=1e-5)
+
+
+def test_an_advantage_of_every_token_is_that_of_the_answer_if_all_are_equal():
+    experience = an_experience(small_model())
+    whole, _ = one_update(experience)
+    experience.advantages = experience.advantages[..., None].expand(experience.mask.shape).clone()
+    assert torch.allclose(one_update(experience, micro_batch=2)[0], whole, atol=1e-6)  # also where micro-batches trim their answers
+    experience.advantages[..., 1:] *= -1
+    assert not torch.allclose(one_update(experience)[0], whole, atol=1e-4)
 
 
 def test_first_update_has_ratio_one_and_no_loss():

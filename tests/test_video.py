@@ -232,6 +232,24 @@ def test_forced_tokens_get_no_gradient_in_the_update(tmp_path, monkeypatch):
     place = torch.arange(world.response_len) % (world.m + world.A)
     assert torch.equal(experience.mask, (place < world.m).expand_as(experience.mask))
     assert (experience.rewards <= 0).all()  # an error counts as minus
+    config = train_rlvr.Config(group=3, supervision="process")
+    of_frames, *_ = train_rlvr.rollout(model, world, [0, 1], [(1.0, "mae")], config, nullcontext(), torch.Generator().manual_seed(0), None)
+    assert torch.allclose(of_frames.rewards, experience.rewards, atol=1e-6)
+    each = world.score(world.batch("train", [0, 1]), experience.tokens, ["mae", "repetition"], per_frame=True)
+    assert torch.allclose(-each["mae"].mean(-1), experience.rewards, atol=1e-6) and each["repetition"].shape == (2, 3, world.horizon)
+    whole = train_rlvr.group_advantages(-each["mae"].sum(-1))
+    assert torch.allclose(of_frames.advantages[..., 0], whole, atol=1e-3)  # the first frame answers for all of them
+    last = train_rlvr.group_advantages(-each["mae"][..., -1])
+    assert torch.allclose(of_frames.advantages[..., -1], last, atol=1e-5) and not torch.allclose(last, whole, atol=0.05)
+
+
+def test_process_supervision_needs_frames(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_world(tmp_path, "tiny", 4, 8)
+    make_world(tmp_path, "single", 1, 0)
+    for world, reward in (("tiny", "mae_last"), ("tiny", "mae+last_repeats"), ("single", "mae")):
+        with pytest.raises(BadInput, match="--supervision=process needs"):
+            train_rlvr.main([f"--world={world}", f"--reward={reward}", "--supervision=process"])
 
 
 def test_copying_is_the_copy_row_and_repetition_is_counted(world):
