@@ -377,7 +377,7 @@ class Config:
 
 PAPER = dict(levels="7,5,5,5,5", channels=64, depth=2, perceptual=1.0, seconds=0, steps=200000, lr=5e-4, batch_size=16, eval_every=5000)
 PRESETS = {
-    "robot": dict(world="robot"),
+    "robot": dict(world="robot", seconds=200),
     "robot-large": dict(world="robot-large", batch_size=32, seconds=400),
     "robot-large-multi": dict(world="robot-large-multi", dynamics=16, lr=1e-3, seconds=1800),
     "smoke": dict(channels=8, steps=4, seconds=0, eval_every=2, eval_frames=8, batch_size=4, warmup=1),

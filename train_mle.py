@@ -74,7 +74,7 @@ PAPER = dict(world="paper", n_layer=12, n_head=12, n_kv_head=12, n_embd=768, n_i
 PRESETS = {
     "textgame": dict(world="textgame", batch_size=64, seconds=110),
     "webnav": dict(world="webnav", batch_size=64, branches=4, seconds=130),
-    "robot": dict(world="robot", batch_size=32, seconds=150, eval_records=128),
+    "robot": dict(world="robot", batch_size=32, seconds=120, eval_records=128),
     "robot-large": dict(world="robot-large", batch_size=32, seconds=1200, eval_every=200),
     "robot-large-multi": dict(world="robot-large-multi", batch_size=32, seconds=250, eval_every=50),
     "paper-single": dict(PAPER),

@@ -86,7 +86,7 @@ PRESETS = {
     "webnav": dict(world="webnav", group=8, steps=1000, seconds=90),
     "bytesized32": dict(world="bytesized32", group=8, changed=0.5, power=0.3, renumber=0.7, lr=3e-5, steps=1000, seconds=330, micro_batch=8,
                         eval_every=20, eval_records=899),
-    "robot": dict(world="robot", prompts=16, steps=1000, seconds=120, eval_records=128),
+    "robot": dict(world="robot", prompts=16, steps=1000, seconds=100, eval_records=128),
     "robot-large": dict(world="robot-large", steps=100000, seconds=900, eval_every=20),
     "robot-large-multi": dict(world="robot-large-multi", prompts=16, supervision="process", steps=100000, seconds=1200, eval_temperature=1.0,
                               reward="mae+0.5*ssim+0.1*repetition"),
