@@ -239,6 +239,7 @@ def test_forced_tokens_get_no_gradient_in_the_update(tmp_path, monkeypatch):
     assert torch.allclose(-each["mae"].mean(-1), experience.rewards, atol=1e-6) and each["repetition"].shape == (2, 3, world.horizon)
     whole = train_rlvr.group_advantages(-each["mae"].sum(-1))
     assert torch.allclose(of_frames.advantages[..., 0], whole, atol=1e-3)  # the first frame answers for all of them
+    assert (world.frame_ids(world.frame_of_token()) == torch.arange(world.horizon)[:, None]).all()
     last = train_rlvr.group_advantages(-each["mae"][..., -1])
     assert torch.allclose(of_frames.advantages[..., -1], last, atol=1e-5) and not torch.allclose(last, whole, atol=0.05)
 
