@@ -482,18 +482,11 @@ def load_lpips(path):
 
 
 def frame_repeats(tokens, last):
-    """tokens [N, F, n] of F predicted frames, last [N, n] of the frame before them -> [N, F]: 1 where a frame equals the one before, token by token."""
+    """
+    tokens [N, F, n] of F predicted frames, last [N, n] of the frame before them -> [N, F]: 1 where a frame equals the one before, token by token.
+    Its mean over the frames is the repetition rate, of the last frame only it is the paper's.
+    """
     return (tokens == torch.cat([last[:, None], tokens[:, :-1]], dim=1)).all(-1).float()
-
-
-def repetition(tokens, last):
-    """As frame_repeats -> [N]: the share of frames that do."""
-    return frame_repeats(tokens, last).mean(1)
-
-
-def last_frame_repeats(tokens, last):
-    """As frame_repeats -> [N]: 1 if the last predicted frame does, the repetition rate of the paper."""
-    return frame_repeats(tokens, last)[:, -1]
 
 
 def aggregate_frames(values, how="mean"):

@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "test")
 ACTION_BINS = 256
 FRAMES_AT_ONCE = 256  # of 64x64 pixels: decoding and scoring go in pieces of so many frames
 SIGNS = {"mae": -1, "mse": -1, "psnr": 1, "ssim": 1, "lpips": -1, "repetition": -1, "last_repeats": -1, "mae_moving": -1, "mse_moving": -1, "psnr_moving": 1}
-REPEATS = {"repetition": rewards.repetition, "last_repeats": rewards.last_frame_repeats}  # these look at tokens, the others at pixels
+REPEATS = ("repetition", "last_repeats")  # these look at tokens, the others at pixels
 AGGREGATIONS = ("last", "discount")  # a metric's name may end in one of them: "mae_last"; otherwise it is the mean over the predicted frames
 
 
@@ -235,25 +235,28 @@ class VideoWorld:
     def score(self, batch, tokens, names, per_frame=False):
         """
         tokens [B, G, R] -> {name: [B, G] fp32}: every named metric of the decoded frames, in pieces of bounded memory, on the device.
-        per_frame: [B, G, F] instead, before they are aggregated over the predicted frames.
+        per_frame: [B, G, F] instead, not yet aggregated over the predicted frames.
         """
         B, G, _ = tokens.shape
         last, true = self.truth(batch.split, batch.truth)
         pixels = self.frame_shape[1] * self.frame_shape[2]
         size = max(1, FRAMES_AT_ONCE * 64 * 64 // (G * self.horizon * pixels))  # prompts at a time
-        scores = {name: torch.zeros((B, G, self.horizon) if per_frame else (B, G), device=tokens.device) for name in names}
+        scores = {name: torch.zeros(B, G, self.horizon, device=tokens.device) for name in names}
         ids, before = self.frame_ids(tokens), self.last_ids(batch)
         for i in range(0, B, size):
             part = slice(i, i + size)
             piece = Batch(batch.prompt[part], batch.prompt_len[part], batch.response[part], batch.response_mask[part], None, batch.truth[part], batch.split)
             predicted = self.decode(piece, tokens[part])
-            values = self.frame_scores(predicted, last[part], true[part], names, per_frame)
+            values = self.frame_scores(predicted, last[part], true[part], names)
+            repeats = rewards.frame_repeats(ids[part].flatten(0, 1), before[part].repeat_interleave(G, 0)).unflatten(0, (-1, G))
             for name in names:
-                if name in REPEATS:
-                    function = rewards.frame_repeats if per_frame else REPEATS[name]
-                    values[name] = function(ids[part].flatten(0, 1), before[part].repeat_interleave(G, 0)).unflatten(0, (-1, G))
-                scores[name][part] = values[name]
-        return scores
+                scores[name][part] = repeats if name in REPEATS else values[name]
+        return scores if per_frame else self.over_frames(scores)
+
+    def over_frames(self, scores):
+        """{name: [B, G, F]} -> {name: [B, G]}: each metric's mean over the predicted frames, or what the end of its name says."""
+        how = {name: "last" if name == "last_repeats" else name.rpartition("_")[2] if name.endswith(AGGREGATIONS) else "mean" for name in scores}
+        return {name: rewards.aggregate_frames(values.flatten(0, 1), how[name]).unflatten(0, values.shape[:2]) for name, values in scores.items()}
 
     def actions_shown(self, batch):
         """[predicted frames, 2]: the first two numbers of the action that leads to each of them, scaled to [-1, 1], for arrows in pictures."""
@@ -272,8 +275,8 @@ class VideoWorld:
             last, true = self.truth(split, batch.truth)
             predicted = last[:, None, None].expand(-1, 1, *true.shape[1:])
             copied = self.frame_scores(predicted, last, true, self.metrics)
-            copied.update({name: torch.ones(len(true), 1) for name in REPEATS})
-            rows["copy (last frame again)"].append(copied)
+            copied.update({name: torch.ones(len(true), 1, self.horizon) for name in REPEATS})
+            rows["copy (last frame again)"].append(self.over_frames(copied))
             rows["tokenizer floor"].append(self.score(batch, batch.response[:, None], self.metrics))
         return [(label, {name: torch.cat([part[name].cpu() for part in parts]) for name in self.metrics}) for label, parts in rows.items()]
 
@@ -282,11 +285,8 @@ class VideoWorld:
         return [(name, name, lambda values: values.mean(0)) for name in self.metrics]
 
     @torch.no_grad()
-    def frame_scores(self, predicted, last, true, names, per_frame=False):
-        """
-        predicted [B, G, F, 3, H, W], last [B, 3, H, W], true [B, F, 3, H, W] -> {name: [B, G], or with per_frame [B, G, F]} of the metrics
-        that look at pixels.
-        """
+    def frame_scores(self, predicted, last, true, names):
+        """predicted [B, G, F, 3, H, W], last [B, 3, H, W], true [B, F, 3, H, W] -> {name: [B, G, F]} of the metrics that look at pixels."""
         B, G, F = predicted.shape[:3]
         a = predicted.flatten(0, 2)
         b = true[:, None].expand(B, G, F, *self.frame_shape).flatten(0, 2)
@@ -297,7 +297,7 @@ class VideoWorld:
         for name in names:
             if name in REPEATS:
                 continue
-            metric, _, how = name.rpartition("_") if name.endswith(AGGREGATIONS) else (name, "", "mean")
+            metric = name.rpartition("_")[0] if name.endswith(AGGREGATIONS) else name
             if metric not in done:
                 kind = metric.removesuffix("_moving")
                 if kind == "lpips":
@@ -307,5 +307,5 @@ class VideoWorld:
                 else:
                     function = {"mae": rewards.mae, "mse": rewards.mse, "psnr": rewards.psnr}[kind]
                     done[metric] = function(a, b, moving) if metric != kind else function(a, b)
-            values[name] = done[metric].view(B, G, F) if per_frame else rewards.aggregate_frames(done[metric].view(B * G, F), how).view(B, G)
+            values[name] = done[metric].view(B, G, F)
         return values

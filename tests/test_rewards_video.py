@@ -175,15 +175,12 @@ def test_missing_or_foreign_weights_get_a_sentence(tmp_path):
 def test_repetition_by_brute_force():
     torch.manual_seed(0)
     tokens, last = torch.randint(0, 2, (50, 4, 2)), torch.randint(0, 2, (50, 2))
-    rate, final = [], []
+    by_hand = []
     for row, before in zip(tokens.tolist(), last.tolist()):
         sequence = [before, *row]
-        same = [sequence[t] == sequence[t + 1] for t in range(4)]
-        rate.append(sum(same) / 4)
-        final.append(float(same[-1]))
-    assert rewards.repetition(tokens, last).tolist() == pytest.approx(rate)
-    assert rewards.last_frame_repeats(tokens, last).tolist() == final
-    assert rewards.last_frame_repeats(last[:, None], last).tolist() == [1] * 50  # single-step: the last frame again
+        by_hand.append([float(sequence[t] == sequence[t + 1]) for t in range(4)])
+    assert rewards.frame_repeats(tokens, last).tolist() == by_hand
+    assert rewards.frame_repeats(last[:, None], last).tolist() == [[1]] * 50  # single-step: the last frame again
 
 
 def test_frames_are_aggregated():

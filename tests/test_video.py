@@ -237,6 +237,8 @@ def test_forced_tokens_get_no_gradient_in_the_update(tmp_path, monkeypatch):
     assert torch.allclose(of_frames.rewards, experience.rewards, atol=1e-6)
     each = world.score(world.batch("train", [0, 1]), experience.tokens, ["mae", "repetition"], per_frame=True)
     assert torch.allclose(-each["mae"].mean(-1), experience.rewards, atol=1e-6) and each["repetition"].shape == (2, 3, world.horizon)
+    ends, weight = world.score(world.batch("train", [0, 1]), experience.tokens, ["mae_last", "mae_discount"]), 0.9 ** torch.arange(world.horizon)
+    assert torch.allclose(ends["mae_last"], each["mae"][..., -1]) and torch.allclose(ends["mae_discount"], (each["mae"] * weight).sum(-1) / weight.sum())
     whole = train_rlvr.group_advantages(-each["mae"].sum(-1))
     assert torch.allclose(of_frames.advantages[..., 0], whole, atol=1e-3)  # the first frame answers for all of them
     assert (world.frame_ids(world.frame_of_token()) == torch.arange(world.horizon)[:, None]).all()
@@ -263,10 +265,15 @@ def test_copying_is_the_copy_row_and_repetition_is_counted(world):
         again.view(2, world.horizon, -1)[:, :, :world.m] = last[:, None]
     scores = world.score(batch, again[:, None], ["repetition"] + ["last_repeats"] * (world.horizon > 1))
     assert all((value == 1).all() for value in scores.values())
-    true = world.score(batch, batch.response[:, None], ["repetition"])["repetition"]
-    ids = world.frame_ids(batch.response)
-    by_hand = [np.mean([torch.equal(ids[n, f], ids[n, f - 1] if f else last[n]) for f in range(world.horizon)]) for n in range(2)]
-    assert true[:, 0].tolist() == pytest.approx(by_hand)
+    mixed = again.clone()  # repeats in all frames but the last
+    if world.horizon > 1:
+        mixed[:, -(world.m + world.A):] = batch.response[:, -(world.m + world.A):] - 1
+    scores = world.score(batch, mixed[:, None], ["repetition"] + ["last_repeats"] * (world.horizon > 1))
+    ids = world.frame_ids(mixed)
+    by_hand = [[torch.equal(ids[n, f], ids[n, f - 1] if f else last[n]) for f in range(world.horizon)] for n in range(2)]
+    assert scores["repetition"][:, 0].tolist() == pytest.approx([np.mean(same) for same in by_hand])
+    if world.horizon > 1:
+        assert scores["last_repeats"][:, 0].tolist() == [float(same[-1]) for same in by_hand] == [0, 0]
     copy = dict(world.references("val", [0, 5]))["copy (last frame again)"]
     last_frame, truth = world.truth("val", [0, 5])
     assert copy["mse"][:, 0].tolist() == pytest.approx(((truth - last_frame[:, None]) ** 2).mean((1, 2, 3, 4)).tolist(), rel=1e-4)
@@ -282,7 +289,7 @@ def test_moving_pixels_are_those_that_differ_from_the_last_frame(world):
         for f in range(true.size(1)):
             moves = ((true[0, f] - last[0]).abs() > 8 / 255).any(0)
             by_hand.append((predicted[0, g, f] - true[0, f]).abs()[:, moves].mean().item() if moves.any() else 0.0)
-        assert scores["mae_moving"][0, g].item() == pytest.approx(np.mean(by_hand), rel=1e-4)
+        assert scores["mae_moving"][0, g].mean().item() == pytest.approx(np.mean(by_hand), rel=1e-4)
     assert world.metrics[:4] == ("mae", "mse", "psnr", "ssim") and batch.split == "val"
 
 
