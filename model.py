@@ -24,6 +24,9 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 
+REACH = 128  # a recorded step of sampling reads keys up to the next multiple of this
+
+
 @dataclass
 class ModelConfig:
     vocab_size: int = 1024
@@ -95,6 +98,8 @@ def attend_group(q, k, v, prompt_k, prompt_v, hide):
     """
     B, K, G, M, R, D = q.shape
     S, P = k.size(3), prompt_k.size(2)
+    if q.is_cuda and R > 1:
+        return attend_group_fused(q, k, v, prompt_k, prompt_v, hide)
     q = q * D ** -0.5  # rather the few queries than the many scores
     # G, M and R are folded into the query rows: the prompt's keys are read in place, once for the whole group
     to_prompt = (q.reshape(B, K, G * M * R, D) @ prompt_k.transpose(-1, -2)).view(B, K, G, M, R, P)
@@ -103,6 +108,17 @@ def attend_group(q, k, v, prompt_k, prompt_v, hide):
     from_prompt = weight[..., :P].reshape(B, K, G * M * R, P) @ prompt_v
     from_self = weight[..., P:].reshape(B, K, G, M * R, S) @ v
     return from_prompt.view(B, K, G, M, R, D) + from_self.view(B, K, G, M, R, D)
+
+
+def attend_group_fused(q, k, v, prompt_k, prompt_v, hide):
+    """
+    The same as attend_group by torch's fused kernels, which a GPU has: the prompt's keys are copied for each response, but the scores, which
+    are larger and pass through memory several times, are never written to it.
+    """
+    B, K, G, M, R, D = q.shape
+    k, v = (torch.cat([prompt[:, :, None].expand(-1, -1, G, -1, -1), own], dim=3).flatten(1, 2) for prompt, own in ((prompt_k, k), (prompt_v, v)))
+    y = F.scaled_dot_product_attention(q.reshape(B, K * G, M * R, D), k, v, attn_mask=hide[:, None].repeat(1, 1, M, 1))  # [B, K·G, M·R, D]
+    return y.view(B, K, G, M, R, D)
 
 
 def visible(prompt_mask, seen, dtype):
@@ -165,12 +181,12 @@ class LayerCache:
     """
     Keys and values of one layer while sampling: the prompt's [B, K, P, D], once per prompt, and the responses' [B, K, G, R, D].
 
-    place [1]: where the next token goes; end: how many response tokens the attention reads, either place + 1, all there are, or always R, so
-    that a recorded step, in which place is a tensor and end a constant, can be replayed at any place.
+    place [1]: where the next token goes; end: how many response tokens the attention reads, either place + 1, all there are, or, where static,
+    some more, so that a recorded step, in which place is a tensor and end a constant, can be replayed at other places.
     """
 
-    def __init__(self, G, R):
-        self.G, self.R = G, R
+    def __init__(self, G, R, static):
+        self.G, self.R, self.static = G, R, static
         self.place, self.end = None, 0
 
     def begin(self, prompt_k, prompt_v):
@@ -181,7 +197,7 @@ class LayerCache:
 
     def append(self, k, v):
         """Stores k, v [B, K, G, 1, D] at `place` and returns the first `end` of all [B, K, G, end, D]."""
-        if self.end < self.R:  # place is end - 1, known without looking at the tensor: an assignment, which is faster on a CPU
+        if not self.static:  # place is end - 1, known without looking at the tensor: an assignment, which is faster on a CPU
             self.k[:, :, :, self.end - 1:self.end], self.v[:, :, :, self.end - 1:self.end] = k, v
         else:
             self.k.index_copy_(3, self.place, k)
@@ -195,8 +211,8 @@ class LayerCache:
 
 class Recorded:
     """
-    A function of tensors, its kernels recorded once as a CUDA graph and then replayed: the host launches one thing instead of hundreds. What
-    it returns is overwritten by the next call.
+    A function that changes tensors in place, its kernels recorded once as a CUDA graph and then replayed: the host launches one thing instead
+    of hundreds. Recording runs it once, so that it must do no harm to run it again.
     """
 
     def __init__(self, function, *inputs):
@@ -208,13 +224,12 @@ class Recorded:
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # what NCCL's threads do meanwhile does not disturb it
-            self.output = function(*self.inputs)
+            function(*self.inputs)
 
     def __call__(self, *inputs):
         for own, new in zip(self.inputs, inputs):
             own.copy_(new)
         self.graph.replay()
-        return self.output
 
 
 def record(function, *inputs):
@@ -377,62 +392,73 @@ class Model(nn.Module):
 
         prompt [B, P] right-padded, prompt_len [B]; eos_id ends a response (None: all have R tokens); legal [R, V] bool or None;
         forced [B, R]: ids the world inserts (-1 where the model chooses) or None. temperature 0 is greedy. top_k (0: off) and top_p (1: off)
-        are for evaluation: the returned log-probabilities are always those of the full legal distribution. static: every step has the same
-        shapes, so that it can be recorded and replayed (None: on CUDA); otherwise attention reads only what is there. Returns a Rollout.
+        are for evaluation: the returned log-probabilities are always those of the full legal distribution. static: many steps have the same
+        shapes, so that one can be recorded and replayed (None: on CUDA); otherwise attention reads only what is there. Returns a Rollout.
         """
         B, P = prompt.shape
         device = prompt.device
-        tokens = torch.full((B, G, R), 0 if eos_id is None else eos_id, device=device)
+        filler = 0 if eos_id is None else eos_id
+        line = torch.full((B, G, 1 + R), filler, device=device)  # the prompt's last token, then the response
+        line[:, :, 0] = prompt.gather(1, prompt_len[:, None] - 1)
         logprob = torch.zeros(B, G, R, device=device)
         length = torch.full((B, G), R, device=device)
         ended = torch.zeros(B, G, dtype=torch.bool, device=device)
-        caches = [LayerCache(G, R) for _ in self.blocks]
-        prompt_mask = torch.arange(P, device=device) < prompt_len[:, None]
-        hidden = self.body(prompt, shifted(prompt), torch.arange(P, device=device).expand(B, P), P, G, caches=caches)
-        before = prompt.gather(1, prompt_len[:, None] - 1).expand(B, G)  # the token in front of the one that is chosen
-        hidden = hidden[torch.arange(B, device=device), prompt_len - 1][:, None].expand(B, G, -1)  # [B, G, C]
-        rows = torch.arange(B, device=device)  # the prompts still being answered; those whose whole group has ended drop out
         static = device.type == "cuda" if static is None else static
-        seen, places, recorded = torch.ones(R, R, dtype=torch.bool, device=device).tril(), torch.arange(R, device=device), None
+        caches = [LayerCache(G, R, static) for _ in self.blocks]
+        prompt_mask = torch.arange(P, device=device) < prompt_len[:, None]
+        seen, places = torch.ones(R, R, dtype=torch.bool, device=device).tril(), torch.arange(R, device=device)
+        rows, end, recorded = torch.arange(B, device=device), 0, None  # rows: the prompts still being answered; whole groups that ended drop out
 
-        def step(choice, before, position, place, hide):
-            for cache in caches:
-                cache.place, cache.end = place, hide.size(-1) - P
-            return self.body(choice, before, position, 0, G, hide, caches)  # [b, G, C]
-        for t in range(R):
-            logits = self.logits(hidden, None if legal is None else legal[t], temperature or 1.0)  # [b, G, V]
-            choice = choose(logits, temperature, top_k, top_p, generator)  # [b, G]
+        def pick(hidden, place, point):
+            """Chooses the tokens at `place` [1] from hidden states [b, G, C]. Done twice it leaves the same behind, as recording it needs."""
+            logits = self.logits(hidden, None if legal is None else legal.index_select(0, place), temperature or 1.0)  # [b, G, V]
+            choice = choose(logits, temperature, top_k, top_p, point)  # [b, G]
             if forced is not None:
-                choice = torch.where(forced[rows, t][:, None] >= 0, forced[rows, t][:, None], choice)
+                given = forced[rows].index_select(1, place)
+                choice = torch.where(given >= 0, given, choice)
             running = ~ended[rows]
-            tokens[rows, :, t] = torch.where(running, choice, tokens[rows, :, t])
+            line[rows, :, place + 1] = torch.where(running, choice, line[rows, :, place + 1])
             chosen = logits.gather(-1, choice[..., None])[..., 0] - logits.logsumexp(-1)
-            logprob[rows, :, t] = torch.where(running, chosen, 0.0)
+            logprob[rows, :, place] = torch.where(running, chosen, logprob[rows, :, place])
             if eos_id is not None:
                 stop = running & (choice == eos_id)
-                length[rows] = torch.where(stop, t + 1, length[rows])
+                length[rows] = torch.where(stop, place + 1, length[rows])
                 ended[rows] |= stop
-                if t % 4 == 3 or t < 4:  # looking at the flags makes the host wait, so not at every token
-                    done = ended[rows].all(1)
-                    still, size = int((~done).sum()), len(rows)
-                    if still == 0:
-                        break
-                    while 2 * still <= size:  # halve the batch: short answers do not wait for the longest
-                        size //= 2
-                    if size < len(rows):
-                        kept = done.int().argsort(stable=True)[:size]
-                        for cache in caches:
-                            cache.keep(kept)
-                        rows, choice, before, prompt_mask, recorded = rows[kept], choice[kept], before[kept], prompt_mask[kept], None
-            if t + 1 < R:
-                position = (prompt_len[rows] + t)[:, None].expand(-1, G)
-                hide = visible(prompt_mask, seen[t:t + 1, :R if static else t + 1], working_dtype(self.embed.weight))
-                arguments = choice, before, position, places[t:t + 1], hide
-                if static:
-                    recorded = recorded or record(step, *arguments)
-                hidden = (recorded or step)(*arguments)
-                before = choice
-        return Rollout(tokens, logprob, length, ended)
+
+        def step(place, point):
+            """Runs the tokens at place - 1 through the network and chooses those at `place` [1], which may be a number that changes on replay."""
+            for cache in caches:
+                cache.place, cache.end = place - 1, end
+            hide = visible(prompt_mask, seen.index_select(0, place - 1)[:, :end], working_dtype(self.embed.weight))
+            before, token = (line[rows].index_select(2, place + i)[..., 0] for i in (-1, 0))
+            position = (prompt_len[rows][:, None] + place - 1).expand(-1, G)
+            pick(self.body(token, before, position, 0, G, hide, caches), place, point)
+
+        def draw():
+            return torch.rand(len(rows), G, 1, device=device, generator=generator)
+        hidden = self.body(prompt, shifted(prompt), torch.arange(P, device=device).expand(B, P), P, G, caches=caches)
+        pick(hidden[rows, prompt_len - 1][:, None].expand(B, G, -1), places[:1], draw())
+        for t in range(1, R):
+            if eos_id is not None and (t % 4 == 0 or t < 5):  # looking at the flags makes the host wait, so not at every token
+                done = ended[rows].all(1)
+                still, size = int((~done).sum()), len(rows)
+                if still == 0:
+                    break
+                while 2 * still <= size:  # halve the batch: short answers do not wait for the longest
+                    size //= 2
+                if size < len(rows):
+                    kept = done.int().argsort(stable=True)[:size]
+                    for cache in caches:
+                        cache.keep(kept)
+                    rows, prompt_mask, recorded = rows[kept], prompt_mask[kept], None
+            reach = min(R, -(-t // REACH) * REACH) if static else t
+            if reach > end:
+                end, recorded = reach, None
+            arguments = places[t:t + 1], draw()
+            if static:
+                recorded = recorded or record(step, *arguments)
+            (recorded or step)(*arguments)
+        return Rollout(line[:, :, 1:], logprob, length, ended)
 
 
 def shifted(tokens):
@@ -440,8 +466,11 @@ def shifted(tokens):
     return torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=-1)
 
 
-def choose(logits, temperature, top_k=0, top_p=1.0, generator=None):
-    """Picks one id per row of logits [..., V] (already divided by the temperature): greedy at temperature 0, else sampled. Returns [...]."""
+def choose(logits, temperature, top_k=0, top_p=1.0, point=None):
+    """
+    Picks one id per row of logits [..., V] (already divided by the temperature): greedy at temperature 0, else by random numbers point [..., 1]
+    in [0, 1). Returns [...].
+    """
     if temperature == 0:
         return logits.argmax(-1)
     if 0 < top_k < logits.size(-1):
@@ -455,5 +484,4 @@ def choose(logits, temperature, top_k=0, top_p=1.0, generator=None):
     # the first id at which the running sum of the probabilities passes a random number: one number a row, and no host synchronisation.
     # It is kept a little below the whole sum, so that the id found is always one of positive probability
     share = logits.softmax(-1).cumsum(-1)  # [..., V]
-    point = torch.rand(share[..., :1].shape, device=logits.device, generator=generator) * (1 - 1e-6) * share[..., -1:]
-    return torch.searchsorted(share, point, right=True)[..., 0]
+    return torch.searchsorted(share, point * (1 - 1e-6) * share[..., -1:], right=True)[..., 0]

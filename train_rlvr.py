@@ -62,6 +62,7 @@ class Config:
     # the optimizer
     lr: float = 3e-4            # constant after warm-up
     warmup: int = 5             # steps of linear warm-up
+    decay: float = 0.0          # the rate falls to 0 over this last part of the run
     weight_decay: float = 0.0
     max_norm: float = 1.0       # gradient norm
     # how long
@@ -71,7 +72,8 @@ class Config:
     eval_records: int = 256     # validation records
     eval_temperature: float = 0.0  # of the answers to them (0: greedy); best.pt is best at this temperature
     # the machine
-    micro_batch: int = 16       # prompts per forward pass, in sampling and in the update
+    micro_batch: int = 16       # prompts per forward and backward pass
+    rollout_batch: int = 0      # prompts sampled at a time, which needs less memory for each than the update (0: micro_batch)
     dtype: str = "auto"         # float32, bfloat16 (autocast) or auto
     compile: bool = False       # torch.compile the model's blocks (needs a compiler)
     device: str = "auto"        # cpu, cuda, mps or auto
@@ -80,7 +82,8 @@ class Config:
 
 
 PAPER = dict(group=5, prompts=128, lr=1e-6, warmup=1, kl=1e-3, entropy=1e-3, dual_clip=0.0, steps=300)  # PAPER.md, "Recipes"
-PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, eval_records=64)
+PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, rollout_batch=32,
+                   eval_records=64)
 PRESETS = {
     "textgame": dict(world="textgame", group=8, changed=0.6, steps=1000, seconds=90, micro_batch=8, eval_records=512),
     "webnav": dict(world="webnav", group=8, steps=1000, seconds=90),
@@ -344,8 +347,9 @@ def main(argv):
     for name, choices in (("advantage", ("grpo", "mean", "loo")), ("ratio", ("token", "sequence")), ("kl_kind", ("k1", "k2", "k3")),
                           ("supervision", ("outcome", "process")), ("aggregation", ("token", "sequence", "fixed")), ("recompute_old", ("auto", "true", "false"))):
         one_of(name, getattr(config, name), choices)
-    if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates:
-        raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, and --prompts a multiple of --updates")
+    if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates or not 0 <= config.decay <= 1:
+        raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, --decay from 0 to 1, and --prompts a multiple "
+                       "of --updates")
     world = load_world(config.world, device, config.lpips_weights)
     refuse_foreign_options(world, config)
     terms, chosen_by = reward_terms(world, config.reward or world.reward), config.choose or world.headline
@@ -432,8 +436,9 @@ def main(argv):
                 break
             numbers = sorted(world.draw("train", missing, rng, config.changed, config.power), key=lambda i: world.prompt_length("train", i))
             drawn_records += numbers
-            for i in range(0, missing, config.micro_batch):
-                e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + config.micro_batch], terms, config, context, generator, rng)
+            size = config.rollout_batch or config.micro_batch
+            for i in range(0, missing, size):
+                e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + size], terms, config, context, generator, rng)
                 flat = equal_rewards(e.rewards)
                 sampling, scoring, wasted = sampling + seconds_sampling, scoring + seconds_scoring, wasted + flat.sum().item()
                 kept.append(select(e, ~flat) if config.redraw and attempt < config.redraw else e)
@@ -448,8 +453,9 @@ def main(argv):
 
         # update: every epoch cuts the prompts into `updates` mini-batches; a mini-batch is one optimizer step
         updating = time.perf_counter()
+        left = 1 - max(step / config.steps, trained / config.seconds if config.seconds else 0.0)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / config.warmup)
+            group["lr"] = config.lr * min(1.0, (step + 1) / config.warmup, left / config.decay if config.decay else 1.0)
         rows = []
         for _ in range(config.epochs):
             order = torch.from_numpy(rng.permutation(config.prompts)).to(device)

@@ -5,7 +5,7 @@ import torch._dynamo.testing
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import model as model_module
-from model import Model, ModelConfig, attend_causal, choose, shifted
+from model import Model, ModelConfig, attend_causal, attend_group, attend_group_fused, choose, shifted, visible
 
 V, EOS = 23, 22
 
@@ -175,23 +175,24 @@ def test_members_of_a_group_differ():
 
 def test_choose_follows_the_distribution_and_top_k_top_p():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(40000, 4)
+    def draw():
+        return torch.rand(40000, 1, generator=generator)
     generator = torch.Generator().manual_seed(0)
-    share = torch.bincount(choose(logits, 1.0, generator=generator), minlength=4) / 40000
+    share = torch.bincount(choose(logits, 1.0, point=draw()), minlength=4) / 40000
     assert torch.allclose(share, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.01)
-    share = torch.bincount(choose(logits, 1.0, top_k=2, generator=generator), minlength=4) / 40000
+    share = torch.bincount(choose(logits, 1.0, top_k=2, point=draw()), minlength=4) / 40000
     assert torch.allclose(share, torch.tensor([0.625, 0.375, 0, 0]), atol=0.01)
-    share = torch.bincount(choose(logits, 1.0, top_p=0.6, generator=generator), minlength=4) / 40000
+    share = torch.bincount(choose(logits, 1.0, top_p=0.6, point=draw()), minlength=4) / 40000
     assert torch.allclose(share, torch.tensor([0.625, 0.375, 0, 0]), atol=0.01)
     assert (choose(logits, 0) == 0).all()
 
 
-def test_choose_never_takes_an_id_of_probability_zero(monkeypatch):
+def test_choose_never_takes_an_id_of_probability_zero():
     """Not even where the random number is as large as it can be, or zero, at either end of a row."""
     logits = torch.full((50, 2000), float("-inf"))
     logits[:, 10:1990] = torch.randn(50, 1980)
     for number in (0.0, 1 - 2 ** -24):
-        monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, number))
-        chosen = choose(logits, 1.0)
+        chosen = choose(logits, 1.0, point=torch.full((50, 1), number))
         assert ((chosen >= 10) & (chosen < 1990)).all()
 
 
@@ -267,8 +268,9 @@ def test_chunked_vocabulary_rows_give_the_same_gradient():
     assert torch.allclose(*gradients, atol=1e-4)
 
 
-def test_static_steps_have_few_shapes_and_sample_the_same():
-    """What a GPU records and replays: shapes change only where the batch is halved, so a handful of times, and nothing else changes."""
+def test_static_steps_have_few_shapes_and_sample_the_same(monkeypatch):
+    """What a GPU records and replays: shapes change where the batch is halved or attention reaches further, and nothing else changes."""
+    monkeypatch.setattr(model_module, "REACH", 16)
     model = lively(small(), 3)
     prompt, prompt_len = torch.randint(0, EOS, (16, 7)), torch.randint(1, 8, (16,))
     shapes, body = [], model.body
@@ -280,7 +282,7 @@ def test_static_steps_have_few_shapes_and_sample_the_same():
     growing, static = (model.sample(prompt, prompt_len, 4, 40, EOS, generator=torch.Generator().manual_seed(2), static=way) for way in (False, True))
     assert torch.equal(growing.tokens, static.tokens) and torch.allclose(growing.logprob, static.logprob, atol=1e-5)
     grew, same = shapes[:len(shapes) // 2], shapes[len(shapes) // 2:]
-    assert len(set(grew)) == len(grew) and len(set(same)) <= 2 + 4  # the prompt, 16 rows, and at most log2(16) halvings
+    assert len(set(grew)) == len(grew) and len(set(same)) <= 2 + 4 + 2  # the prompt, 16 rows, at most log2(16) halvings and reaches of 32 and 40
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -308,12 +310,13 @@ def test_a_recorded_step_can_be_replayed(monkeypatch, dtype):
     model = lively(small(), 3)
     prompt, prompt_len = torch.randint(0, EOS, (16, 7)), torch.randint(1, 8, (16,))
     rollouts = []
+    monkeypatch.setattr(model_module, "REACH", 32)
     for way in (model_module.record, Repeated):
         monkeypatch.setattr(model_module, "record", way)
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             rollouts.append(model.sample(prompt, prompt_len, 2, 60, EOS, generator=torch.Generator().manual_seed(2), static=True))
     assert torch.equal(rollouts[0].tokens, rollouts[1].tokens) and torch.equal(rollouts[0].logprob, rollouts[1].logprob)
-    assert 2 <= len(recorded) <= 5 and sum(recorded) > 30  # once per size of the batch, and then replayed
+    assert 3 <= len(recorded) <= 6 and sum(recorded) > 30  # once per size of the batch and reach of the attention, and then replayed
 
 
 def test_two_compilations_serve_all_layers_and_lengths():
@@ -332,6 +335,22 @@ def test_two_compilations_serve_all_layers_and_lengths():
         assert torch.allclose(a, b, atol=1e-5) and counter.frame_count <= 2, counter.frame_count  # with padding and without
         assert all(torch.allclose(x.grad, y.grad, atol=1e-4) for x, y in zip(plain.parameters(), compiled.parameters()))
         compiled.sample(prompt, prompt_len, 2, 4, EOS)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_fused_attention_of_a_group_is_the_one_written_out(kv_heads):
+    """What a GPU computes with torch's kernels, with padded prompts; outputs and all gradients."""
+    B, G, R, P, D = 3, 2, 5, 7, 8
+    hide = visible(torch.arange(P) < torch.tensor([[7], [3], [1]]), torch.ones(R, R, dtype=torch.bool).tril(), torch.float32)
+    results = []
+    for attend in (attend_group, attend_group_fused):
+        torch.manual_seed(0)
+        shapes = (B, kv_heads, G, 4 // kv_heads, R, D), *[(B, kv_heads, G, R, D)] * 2, *[(B, kv_heads, P, D)] * 2
+        inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        y = attend(*inputs, hide)
+        (y * torch.randn(y.shape)).sum().backward()
+        results.append([y, *(x.grad for x in inputs)])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: there is none")
