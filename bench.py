@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,13 +55,14 @@ PRESETS = {"smoke": dict(repeats=1, prompts=2, group=4, updates=2, longest=64, s
 
 @dataclass
 class Shape:
-    """A model and the lengths it works on: P prompt tokens, R response tokens."""
+    """A model, the lengths it works on (P prompt tokens, R response tokens) and the dtypes in which MLE and sampling are measured."""
     n_layer: int
     n_head: int
     n_embd: int
     vocab: int
     P: int
     R: int
+    dtypes: tuple = ("float32", "bfloat16")
 
     def model(self, device, **changes):
         torch.manual_seed(0)
@@ -73,6 +74,7 @@ class Shape:
 
 
 SHORT, LONG = Shape(4, 4, 128, 544, 67, 64), Shape(6, 4, 256, 544, 370, 48)
+PAPER = Shape(12, 12, 768, 4631, 1332, 320, ("bfloat16",))  # about the paper's single-step video model; on a GPU only
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
@@ -113,9 +115,10 @@ def peak_memory(function, device):
 
 
 def matrix_peak(dtype, device, repeats):
-    """FLOP/s of a product of two 2048x2048 matrices: what the machine can do at best."""
-    a = torch.randn(2048, 2048, device=device, dtype=dtype)
-    return 2 * 2048 ** 3 / seconds(lambda: a @ a, max(5, repeats), device)
+    """FLOP/s of a product of two square matrices: what the machine can do at best."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n ** 3 / seconds(lambda: a @ a, max(5, repeats), device)
 
 
 def table(title, header, rows):
@@ -180,6 +183,8 @@ class GPT(nn.Module):
 def bench_mle(config, device):
     """Training steps on plain sequences (forward, backward, AdamW), beside nanoGPT's network with as many parameters, within 1 %."""
     shapes = [(Shape(1, 2, 32, 64, 1, 15), 2)] if config.small else [(Shape(4, 4, 128, 544, 1, 127), 64), (Shape(6, 6, 384, 2048, 1, 255), 12)]
+    if device.type == "cuda" and not config.small:
+        shapes.append((replace(PAPER, P=1, R=PAPER.P + PAPER.R - 1), 16))
     rows = []
     for shape, batch in shapes:
         tokens = torch.randint(0, shape.vocab, (batch, shape.R + 1), device=device)
@@ -190,8 +195,8 @@ def bench_mle(config, device):
         if "hf" in peers(config):
             theirs = llama(shape, device)
             losses[theirs] = lambda: theirs(input_ids=tokens, labels=tokens).loss
-        for dtype in (torch.float32, torch.bfloat16):
-            context = autocast(device, str(dtype).removeprefix("torch."))
+        for dtype in shape.dtypes:
+            context = autocast(device, dtype)
             speeds = []
             for model, loss in losses.items():
                 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -204,9 +209,9 @@ def bench_mle(config, device):
                     optimizer.zero_grad(set_to_none=True)
                 speeds.append(tokens.numel() / seconds(step, max(5, config.repeats), device))
             flops = 6 * ours.num_parameters() + 12 * shape.n_layer * shape.n_embd * shape.R  # a token, forward and backward (PaLM, appendix B)
-            share = flops * speeds[0] / matrix_peak(dtype, device, config.repeats)
+            share = flops * speeds[0] / matrix_peak(getattr(torch, dtype), device, config.repeats)
             others = [cell for speed in speeds[1:] for cell in (f"{speed:,.0f}", f"{speeds[0] / speed:.2f}")]
-            rows.append([f"{shape.n_layer} x {shape.n_embd}, {batch} x {shape.R + 1} tokens", str(dtype).removeprefix("torch."),
+            rows.append([f"{shape.n_layer} x {shape.n_embd}, {batch} x {shape.R + 1} tokens", dtype,
                          f"{ours.num_parameters():,}", f"{speeds[0]:,.0f}", f"{share:.0%}", *others])
     table("Maximum likelihood", ["shape", "dtype", "parameters", "tokens/s", "of matrix peak", "nanoGPT's network", "ratio"]
           + ["transformers", "ratio"] * ("hf" in peers(config)), rows)
@@ -215,12 +220,12 @@ def bench_mle(config, device):
 def bench_sampling(config, device):
     """G responses of full length to each prompt, beside transformers' generate in the same dtype."""
     rows = []
-    for shape in [Shape(1, 2, 32, 64, 12, 8)] if config.small else [SHORT, LONG]:
+    for shape in [Shape(1, 2, 32, 64, 12, 8)] if config.small else [SHORT, LONG] + [PAPER] * (device.type == "cuda"):
         model, tokens = shape.model(device).eval(), config.prompts * config.group * shape.R
         prompt = torch.randint(0, shape.vocab, (config.prompts, shape.P), device=device)
         length = torch.full((config.prompts,), shape.P, device=device)
         theirs, repeated = llama(shape, device).eval() if "hf" in peers(config) else None, prompt.repeat_interleave(config.group, 0)
-        for dtype in ("float32", "bfloat16"):
+        for dtype in shape.dtypes:
             def ours():
                 with autocast(device, dtype):
                     model.sample(prompt, length, config.group, shape.R)
@@ -414,7 +419,7 @@ def main(argv):
     peers(config)
     if is_main_process():
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-        print(f"torch {torch.__version__}, {name}; matrix product 2048^3: {matrix_peak(torch.float32, device, 5) / 1e9:,.0f} GFLOP/s fp32, "
+        print(f"torch {torch.__version__}, {name}; matrix product: {matrix_peak(torch.float32, device, 5) / 1e9:,.0f} GFLOP/s fp32, "
               f"{matrix_peak(torch.bfloat16, device, 5) / 1e9:,.0f} bf16")
     for part in chosen:
         {"mle": bench_mle, "sampling": bench_sampling, "reward": bench_reward, "grpo": bench_grpo, "group": bench_group, "prompt": bench_prompt,

@@ -82,7 +82,7 @@ class Config:
 
 
 PAPER = dict(group=5, prompts=128, lr=1e-6, warmup=1, kl=1e-3, entropy=1e-3, dual_clip=0.0, steps=300)  # PAPER.md, "Recipes"
-PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, rollout_batch=32,
+PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, rollout_batch=64,
                    eval_records=64)
 PRESETS = {
     "textgame": dict(world="textgame", group=8, changed=0.6, steps=1000, seconds=90, micro_batch=8, eval_records=512),
