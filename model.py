@@ -397,8 +397,7 @@ class Model(nn.Module):
         """
         B, P = prompt.shape
         device = prompt.device
-        filler = 0 if eos_id is None else eos_id
-        line = torch.full((B, G, 1 + R), filler, device=device)  # the prompt's last token, then the response
+        line = torch.full((B, G, 1 + R), eos_id or 0, device=device)  # the prompt's last token, then the response
         line[:, :, 0] = prompt.gather(1, prompt_len[:, None] - 1)
         logprob = torch.zeros(B, G, R, device=device)
         length = torch.full((B, G), R, device=device)
