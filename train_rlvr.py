@@ -91,7 +91,7 @@ PRESETS = {
                         eval_every=20, eval_records=899),
     "robot": dict(world="robot", prompts=16, steps=1000, seconds=100, eval_records=128),
     "robot-large": dict(world="robot-large", steps=100000, seconds=900, eval_every=20),
-    "robot-large-multi": dict(world="robot-large-multi", prompts=16, supervision="process", decay=0.7, steps=100000, seconds=2400, eval_temperature=1.0,
+    "robot-large-multi": dict(world="robot-large-multi", prompts=16, supervision="process", decay=0.7, steps=100000, seconds=1500, eval_temperature=1.0,
                               reward="mae+0.5*ssim+0.1*repetition"),
     "paper-single": dict(PAPER_VIDEO, world="paper"),
     "paper-multi": dict(PAPER_VIDEO, world="paper-multi"),
