@@ -413,7 +413,7 @@ class Model(nn.Module):
             logits = self.logits(hidden, None if legal is None else legal.index_select(0, place), temperature or 1.0)  # [b, G, V]
             choice = choose(logits, temperature, top_k, top_p, point)  # [b, G]
             if forced is not None:
-                given = forced[rows].index_select(1, place)
+                given = forced[rows, place][:, None]
                 choice = torch.where(given >= 0, given, choice)
             running = ~ended[rows]
             line[rows, :, place + 1] = torch.where(running, choice, line[rows, :, place + 1])
@@ -429,9 +429,8 @@ class Model(nn.Module):
             for cache in caches:
                 cache.place, cache.end = place - 1, end
             hide = visible(prompt_mask, seen.index_select(0, place - 1)[:, :end], working_dtype(self.embed.weight))
-            before, token = (line[rows].index_select(2, place + i)[..., 0] for i in (-1, 0))
             position = (prompt_len[rows][:, None] + place - 1).expand(-1, G)
-            pick(self.body(token, before, position, 0, G, hide, caches), place, point)
+            pick(self.body(line[rows, :, place], line[rows, :, place - 1], position, 0, G, hide, caches), place, point)
 
         def draw():
             return torch.rand(len(rows), G, 1, device=device, generator=generator)

@@ -204,13 +204,12 @@ def test_rlvr_can_let_the_rate_fall_and_sample_in_other_pieces_than_it_updates(h
     monkeypatch.chdir(tmp_path)
     sizes, sample_ = [], train_rlvr.Model.sample
     monkeypatch.setattr(train_rlvr.Model, "sample", lambda model, prompt, *rest, **options: sizes.append(len(prompt)) or sample_(model, prompt, *rest, **options))
-    end = {"steps": 5, "seconds": 9.0}[budget]
     train_rlvr.main(["--preset=smoke", f"--world={house}/textgame", f"--init_from={house}/out/textgame-mle/best.pt", "--lr=0.001", "--warmup=1", "--rollout_batch=3",
-                     "--eval_every=100", "--decay=0.8", *(["--steps=5"] if budget == "steps" else ["--steps=20", "--seconds=9"])])
+                     "--eval_every=100000", "--decay=0.8", *(["--steps=5"] if budget == "steps" else ["--steps=100000", "--seconds=1.5"])])
     rows = [json.loads(line) for line in Path("out/textgame-rlvr/metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "reward" in row]
-    used = [0.0] + [max(row["step"] / (5 if budget == "steps" else 20), row["train_seconds"] / end if budget == "seconds" else 0) for row in rows]
-    assert [row["lr"] for row in rows] == [pytest.approx(0.001 * min(1, (1 - before) / 0.8), rel=1e-4) for before in used[:-1]] and rows[-1]["lr"] < 0.0006
+    used = [0.0] + [row["step"] / 5 if budget == "steps" else row["train_seconds"] / 1.5 for row in rows]
+    assert [row["lr"] for row in rows] == [pytest.approx(0.001 * min(1, (1 - before) / 0.8), rel=1e-3) for before in used[:-1]] and used[-2] < 1 <= used[-1]
     assert sizes[1:3] == [3, 1] and sizes.count(3) == sizes.count(1) == len(rows)  # four prompts a step; the first and last calls are validation's
 
 
