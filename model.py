@@ -425,7 +425,7 @@ class Model(nn.Module):
                 ended[rows] |= stop
 
         def step(place, point):
-            """Runs the tokens at place - 1 through the network and chooses those at `place` [1], which may be a number that changes on replay."""
+            """Runs the tokens at place - 1 through the network and chooses those at `place` [1]: a tensor, since a replay is for another place."""
             for cache in caches:
                 cache.place, cache.end = place - 1, end
             hide = visible(prompt_mask, seen.index_select(0, place - 1)[:, :end], working_dtype(self.embed.weight))

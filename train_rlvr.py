@@ -347,9 +347,10 @@ def main(argv):
     for name, choices in (("advantage", ("grpo", "mean", "loo")), ("ratio", ("token", "sequence")), ("kl_kind", ("k1", "k2", "k3")),
                           ("supervision", ("outcome", "process")), ("aggregation", ("token", "sequence", "fixed")), ("recompute_old", ("auto", "true", "false"))):
         one_of(name, getattr(config, name), choices)
-    if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates or not 0 <= config.decay <= 1:
-        raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, --decay from 0 to 1, and --prompts a multiple "
-                       "of --updates")
+    if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates or not 0 <= config.decay <= 1 \
+            or config.micro_batch < 1 or config.rollout_batch < 0:
+        raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, --decay from 0 to 1, --micro_batch at least 1, "
+                       "--rollout_batch at least 0, and --prompts a multiple of --updates")
     world = load_world(config.world, device, config.lpips_weights)
     refuse_foreign_options(world, config)
     terms, chosen_by = reward_terms(world, config.reward or world.reward), config.choose or world.headline

@@ -276,6 +276,7 @@ def test_resume_goes_on_as_if_never_stopped(house, tmp_path, monkeypatch, script
     (["train_rlvr.py", "--world=textgame", "--advantage=best"], ["advantage", "grpo, mean, loo"]),
     (["train_rlvr.py", "--world=textgame", "--kl_kind=k4"], ["kl_kind", "k3"]),
     (["train_rlvr.py", "--world=textgame", "--group=1"], ["--group"]),
+    (["train_rlvr.py", "--world=textgame", "--rollout_batch=-1"], ["--rollout_batch at least 0"]),
     (["train_rlvr.py", "--world=textgame", "--eval_temperature=-1"], ["--eval_temperature at least 0"]),
     (["train_rlvr.py", "--world=textgame", "--init_from=none.pt"], ["no checkpoint at none.pt", "python train_mle.py"]),
     (["sample.py", "--world=textgame", "--split=tset"], ["tset", "test"]),
