@@ -405,8 +405,8 @@ class Model(nn.Module):
         static = device.type == "cuda" if static is None else static
         caches = [LayerCache(G, R, static) for _ in self.blocks]
         prompt_mask = torch.arange(P, device=device) < prompt_len[:, None]
-        seen, places = torch.ones(R, R, dtype=torch.bool, device=device).tril(), torch.arange(R, device=device)
-        rows, end, recorded = torch.arange(B, device=device), 0, None  # rows: the prompts still being answered; whole groups that ended drop out
+        places, rows = torch.arange(R, device=device), torch.arange(B, device=device)  # rows: the prompts still being answered; a group that has ended drops out
+        end, recorded = 0, None  # how many response tokens attention reads; the recorded step, good for one `end` and one set of rows
 
         def pick(hidden, place, point):
             """Chooses the tokens at `place` [1] from hidden states [b, G, C]. Done twice it leaves the same behind, as recording it needs."""
@@ -428,7 +428,7 @@ class Model(nn.Module):
             """Runs the tokens at place - 1 through the network and chooses those at `place` [1]: a tensor, since a replay is for another place."""
             for cache in caches:
                 cache.place, cache.end = place - 1, end
-            hide = visible(prompt_mask, seen.index_select(0, place - 1)[:, :end], working_dtype(self.embed.weight))
+            hide = visible(prompt_mask, places[None, :end] < place, working_dtype(self.embed.weight))
             position = (prompt_len[rows][:, None] + place - 1).expand(-1, G)
             pick(self.body(line[rows, :, place], line[rows, :, place - 1], position, 0, G, hide, caches), place, point)
 

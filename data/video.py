@@ -25,7 +25,7 @@ from tokenizer_vq import fingerprint, load_tokenizer, to_frames
 
 SPLITS = ("train", "val", "test")
 ACTION_BINS = 256
-FRAMES_AT_ONCE = {"cuda": 4096}  # of 64x64 pixels: decoding and scoring go in pieces of so many frames; 256 elsewhere
+FRAMES_AT_ONCE = 256, 4096  # of 64x64 pixels: decoding and scoring go in pieces of so many frames, on a GPU of so many, or it has little to do at a time
 SIGNS = {"mae": -1, "mse": -1, "psnr": 1, "ssim": 1, "lpips": -1, "repetition": -1, "last_repeats": -1, "mae_moving": -1, "mse_moving": -1, "psnr_moving": 1}
 REPEATS = ("repetition", "last_repeats")  # these look at tokens, the others at pixels
 AGGREGATIONS = ("last", "discount")  # a metric's name may end in one of them: "mae_last"; otherwise it is the mean over the predicted frames
@@ -240,7 +240,7 @@ class VideoWorld:
         B, G, _ = tokens.shape
         last, true = self.truth(batch.split, batch.truth)
         pixels = self.frame_shape[1] * self.frame_shape[2]
-        size = max(1, FRAMES_AT_ONCE.get(self.device.type, 256) * 64 * 64 // (G * self.horizon * pixels))  # prompts at a time
+        size = max(1, FRAMES_AT_ONCE[self.device.type == "cuda"] * 64 * 64 // (G * self.horizon * pixels))  # prompts at a time
         scores = {name: torch.zeros(B, G, self.horizon, device=tokens.device) for name in names}
         ids, before = self.frame_ids(tokens), self.last_ids(batch)
         for i in range(0, B, size):

@@ -354,8 +354,9 @@ def test_fused_attention_of_a_group_is_the_one_written_out(kv_heads):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: there is none")
-def test_recorded_steps_on_cuda():
-    """A CUDA graph of the step samples what the step itself samples."""
+def test_recorded_steps_on_cuda(monkeypatch):
+    """CUDA graphs of the step, of which several are recorded, sample what the step itself samples."""
+    monkeypatch.setattr(model_module, "REACH", 16)
     model = lively(small(), 3).cuda()
     prompt, prompt_len = torch.randint(0, EOS, (16, 7)).cuda(), torch.randint(1, 8, (16,)).cuda()
     a, b = (model.sample(prompt, prompt_len, 4, 40, EOS, generator=torch.Generator("cuda").manual_seed(2), static=way) for way in (False, True))

@@ -209,7 +209,7 @@ def test_rlvr_can_let_the_rate_fall_and_sample_in_other_pieces_than_it_updates(h
     rows = [json.loads(line) for line in Path("out/textgame-rlvr/metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "reward" in row]
     used = [0.0] + [row["step"] / 5 if budget == "steps" else row["train_seconds"] / 1.5 for row in rows]
-    assert [row["lr"] for row in rows] == [pytest.approx(0.001 * min(1, (1 - before) / 0.8), rel=1e-3) for before in used[:-1]] and used[-2] < 1 <= used[-1]
+    assert [row["lr"] for row in rows] == [pytest.approx(0.001 * min(1, (1 - before) / 0.8), rel=1e-4, abs=1e-7) for before in used[:-1]] and used[-2] < 1 <= used[-1]
     assert sizes[1:3] == [3, 1] and sizes.count(3) == sizes.count(1) == len(rows)  # four prompts a step; the first and last calls are validation's
 
 
