@@ -74,7 +74,7 @@ class Shape:
 
 
 SHORT, LONG = Shape(4, 4, 128, 544, 67, 64), Shape(6, 4, 256, 544, 370, 48)
-PAPER = Shape(12, 12, 768, 4631, 1332, 320, ("bfloat16",))  # about the paper's single-step video model; on a GPU only
+PAPER = Shape(12, 12, 768, 4631, 1332, 320, ("bfloat16",))  # the paper's single-step video model, with tied embeddings and a narrower SwiGLU; on a GPU only
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
