@@ -406,12 +406,14 @@ class Model(nn.Module):
         caches = [LayerCache(G, R, static) for _ in self.blocks]
         prompt_mask = torch.arange(P, device=device) < prompt_len[:, None]
         places, rows = torch.arange(R, device=device), torch.arange(B, device=device)  # rows: the prompts still being answered; a group that has ended drops out
+        # all random numbers at once: halving the batch, forcing tokens or recording steps cannot change which of them an answer gets
+        points = torch.rand(B, G, R, device=device, generator=generator)
         end, recorded = 0, None  # how many response tokens attention reads; the recorded step, good for one `end` and one set of rows
 
-        def pick(hidden, place, point):
+        def pick(hidden, place):
             """Chooses the tokens at `place` [1] from hidden states [b, G, C]. Done twice it leaves the same behind, as recording it needs."""
             logits = self.logits(hidden, None if legal is None else legal.index_select(0, place), temperature or 1.0)  # [b, G, V]
-            choice = choose(logits, temperature, top_k, top_p, point)  # [b, G]
+            choice = choose(logits, temperature, top_k, top_p, points[rows, :, place][..., None])  # [b, G]
             if forced is not None:
                 given = forced[rows, place][:, None]
                 choice = torch.where(given >= 0, given, choice)
@@ -424,18 +426,16 @@ class Model(nn.Module):
                 length[rows] = torch.where(stop, place + 1, length[rows])
                 ended[rows] |= stop
 
-        def step(place, point):
+        def step(place):
             """Runs the tokens at place - 1 through the network and chooses those at `place` [1]: a tensor, since a replay is for another place."""
             for cache in caches:
                 cache.place, cache.end = place - 1, end
             hide = visible(prompt_mask, places[None, :end] < place, working_dtype(self.embed.weight))
             position = (prompt_len[rows][:, None] + place - 1).expand(-1, G)
-            pick(self.body(line[rows, :, place], line[rows, :, place - 1], position, 0, G, hide, caches), place, point)
+            pick(self.body(line[rows, :, place], line[rows, :, place - 1], position, 0, G, hide, caches), place)
 
-        def draw():
-            return torch.rand(len(rows), G, 1, device=device, generator=generator)
         hidden = self.body(prompt, shifted(prompt), torch.arange(P, device=device).expand(B, P), P, G, caches=caches)
-        pick(hidden[rows, prompt_len - 1][:, None].expand(B, G, -1), places[:1], draw())
+        pick(hidden[rows, prompt_len - 1][:, None].expand(B, G, -1), places[:1])
         for t in range(1, R):
             if eos_id is not None and (t % 4 == 0 or t < 5):  # looking at the flags makes the host wait, so not at every token
                 done = ended[rows].all(1)
@@ -452,10 +452,9 @@ class Model(nn.Module):
             reach = min(R, -(-t // REACH) * REACH) if static else t
             if reach > end:
                 end, recorded = reach, None
-            arguments = places[t:t + 1], draw()
             if static:
-                recorded = recorded or record(step, *arguments)
-            (recorded or step)(*arguments)
+                recorded = recorded or record(step, places[t:t + 1])
+            (recorded or step)(places[t:t + 1])
         return Rollout(line[:, :, 1:], logprob, length, ended)
 
 
