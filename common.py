@@ -1,13 +1,17 @@
-"""The little that every script shares: the command line, one clear sentence for bad input, processes, checkpoints, logs."""
-import ast
+"""
+The little that every script shares: the command line, one clear sentence for bad input, processes,
+and the Run: its folder, checkpoints, log, clock and the ways in which it ends.
+"""
+
 import contextlib
 import ctypes
 import dataclasses
 import difflib
-import itertools
+import inspect
 import json
 import os
-import random
+import re
+import shlex
 import signal
 import sys
 import time
@@ -15,128 +19,132 @@ import zipfile
 from datetime import timedelta
 from pathlib import Path
 
+# Before torch is imported: its threads sleep while they wait for each other. Threads that spin
+# instead are no faster on a quiet machine, and several times slower beside another busy process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
-# ---------------------------------------------------------------------------------------------------------------------
+# SMOKE=1 in the environment: every script does everything it does, in seconds, and writes to
+# out/smoke, where nothing of value lies. It is applied after all options.
+SMOKE = os.environ.get("SMOKE", "") not in ("", "0")
+OUT = "out/smoke" if SMOKE else "out"
+
+# ------------------------------------------------------------------------------------------------
 # Bad input: one sentence, exit code 2
 
 
 class BadInput(Exception):
-    """Something the user gave us is wrong. The message is one sentence: what is wrong, where, and what to do."""
-
-
-LONGEST_LINE = 2 ** 26  # characters: a file of records with a longer one is not what it should be, and is not read into memory
-
-
-def numbered_lines(file, path):
-    """(number, line) of an open file of text or bytes, from 1. Raises BadInput at a line of more than LONGEST_LINE."""
-    for number in itertools.count(1):
-        line = file.readline(LONGEST_LINE + 1)
-        if not line:
-            return
-        if len(line) > LONGEST_LINE:
-            raise BadInput(f"{path}, line {number}: longer than {LONGEST_LINE:,} characters; a record is one line, check what wrote the file")
-        yield number, line
+    """
+    Something the user gave us is wrong. The message is one sentence: what is wrong, where, and what
+    to do.
+    """
 
 
 def run_main(main, argv=None):
-    """Calls main(argv) and turns BadInput into one line on stderr and exit code 2; any other error is a bug and keeps its traceback."""
+    """
+    Calls main(argv) and turns BadInput into one line on stderr and exit code 2; any other error is
+    a bug and keeps its traceback.
+    """
     try:
         main(sys.argv[1:] if argv is None else argv)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what was saved before is good, and --resume goes on from it", file=sys.stderr)
+        print(
+            "stopped by Ctrl-C; what was saved is good, --resume goes on from it", file=sys.stderr
+        )
         sys.exit(130)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Configuration: a dataclass at the top of each script, --name=value on the command line
 
 
-def field_comments(config_class):
-    """The comment behind each field of a dataclass, read from its source: {field name: comment}. It is the --help text."""
-    import inspect
-    comments = {}
-    for line in inspect.getsource(config_class).splitlines():
-        name, colon, rest = line.strip().partition(":")
-        if colon and name.isidentifier() and "#" in rest:
-            comments[name] = rest.rsplit("#", 1)[1].strip()
-    return comments
+def option(default, *allowed):
+    """
+    A field of a Config: its default and what it may be, the two ends of a range (both included) or
+    the words to choose from.
+    """
+    return dataclasses.field(default=default, metadata={"allowed": allowed})
 
 
-def read_value(name, text, kind):
-    """'3e-4' -> 0.0003 and so on, for kind bool, int, float or str. Raises BadInput with the expected type."""
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() in ("true", "1", "yes"):
-            return True
-        if text.lower() in ("false", "0", "no"):
-            return False
-        raise BadInput(f"--{name}={text}: expected true or false")
+def print_help(config_class):
+    """Prints the script's docstring, and its options with defaults, choices and comments."""
+    print((sys.modules[config_class.__module__].__doc__ or "").strip())
+    print("\noptions, with their defaults:")
+    source = inspect.getsource(config_class)
+    for field in dataclasses.fields(config_class):
+        comment = re.search(rf"^    {field.name}: .*?(?:  # (.*))?$", source, re.M)[1] or ""
+        words = [word for word in field.metadata.get("allowed", ()) if isinstance(word, str)]
+        choices = f" ({', '.join(words)})" if words else ""
+        print(f"  --{field.name}={field.default!s:<22} {comment}{choices}")
+
+
+def read_value(name, text, kind, allowed=()):
+    """
+    '3e-4' -> 0.0003 and so on, for kind bool, int, float or str.
+
+    Raises BadInput if it is not of that kind or not among what the field allows (see option).
+    """
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     try:
-        value = float(text)
-        if kind is float and value == value:
-            return value
-        if kind is int and value == int(value):
-            return int(value)
+        number = float(text) if kind in (int, float) else 0.0
+        value = {str: text, bool: words.get(text.lower()), float: number}.get(kind)
+        if kind is int and number == int(number):
+            value = int(number)
     except (ValueError, OverflowError):
-        pass
-    raise BadInput(f"--{name}={text}: expected {'a whole number' if kind is int else 'a number'}")
+        value = None
+    if value is None or value != value:
+        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+        raise BadInput(f"--{name}={text}: expected {expected}")
+    if allowed and kind is str:
+        one_of(name, value, allowed)
+    elif allowed and not allowed[0] <= value <= allowed[1]:
+        raise BadInput(f"--{name}={text}: expected a number from {allowed[0]:g} to {allowed[1]:g}")
+    return value
 
 
-def parse_config(config_class, argv, presets=None, quiet=False):
+def parse_config(config_class, argv, smoke=None, quiet=False):
     """
-    Builds config_class from defaults, then --preset=NAME, then every --name=value, in that order, and prints it in full.
+    Builds config_class from its defaults and every --name=value, and prints it in full.
 
-    presets: {name: {field: value}}. A bare --flag means true for a bool field. --help prints all fields and exits.
-    Raises BadInput for an unknown name (with the nearest one), a value of the wrong type or an unknown preset.
+    smoke: {field: value} that take the place of everything else under SMOKE=1. A bare --flag means
+    true for a bool field; --help prints all fields and exits. Raises BadInput for an unknown name
+    (with the nearest one), a value of the wrong type or one that its field does not allow.
     """
-    presets = presets or {}
-    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
     if "--help" in argv or "-h" in argv:
-        comments = field_comments(config_class)
-        module = sys.modules[config_class.__module__]
-        print((module.__doc__ or "").strip() + "\n\noptions, with their defaults:")
-        for f in fields.values():
-            print(f"  --{f.name}={f.default!s:<22} {comments.get(f.name, '')}")
-        for name, values in presets.items():
-            print(f"  --preset={name}: " + " ".join(f"{k}={v}" for k, v in values.items()))
+        print_help(config_class)
         sys.exit(0)
-    given = {}
+    values = {}
     for word in argv:
         if not word.startswith("--"):
-            raise BadInput(f"{word!r} is not an option; options are written --name=value, --help lists them")
+            raise BadInput(f"{word!r} is no option; they are written --name=value: --help")
         name, equals, text = word[2:].partition("=")
         name = name.replace("-", "_")
-        if name != "preset" and name not in fields:
-            near = difflib.get_close_matches(name, [*fields, "preset"], n=1, cutoff=0.5)
-            raise BadInput(f"unknown option --{name}" + (f", did you mean --{near[0]}?" if near else ", --help lists them"))
-        if not equals:
-            if name == "preset" or fields[name].type not in (bool, "bool"):
-                raise BadInput(f"--{name} needs a value: --{name}=...")
-            text = "true"
-        given[name] = text
-    values = {}
-    if "preset" in given:
-        preset = given.pop("preset")
-        if preset not in presets:
-            raise BadInput(f"unknown preset {preset!r}; there are: {', '.join(presets) or 'none'}")
-        values.update(presets[preset])
-    for name, text in given.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            hint = f"did you mean --{near[0]}?" if near else "--help lists them"
+            raise BadInput(f"unknown option --{name}, {hint}")
         kind = fields[name].type
-        kind = {"bool": bool, "int": int, "float": float, "str": str}.get(kind, kind)
-        values[name] = read_value(name, text, kind)
+        if not equals and kind is not bool:
+            raise BadInput(f"--{name} needs a value: --{name}=...")
+        allowed = fields[name].metadata.get("allowed", ())
+        values[name] = read_value(name, text if equals else "true", kind, allowed)
+    if SMOKE:
+        values.update(smoke or {})
     config = config_class(**values)
     if not quiet and is_main_process():
-        print("config: " + " ".join(f"--{k}={v}" for k, v in dataclasses.asdict(config).items()))
+        words = (f"--{name}={value}" for name, value in dataclasses.asdict(config).items())
+        print("config: " + " ".join(words) + "   (SMOKE=1)" * SMOKE)
     return config
 
 
@@ -144,11 +152,13 @@ def one_of(name, value, choices):
     """Returns value if it is one of choices, else raises BadInput that lists them."""
     if value not in choices:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-        raise BadInput(f"unknown {name} {value!r}" + (f", did you mean {near[0]!r}?" if near else "") + f" (there are: {', '.join(map(str, choices))})")
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        there_are = ", ".join(map(str, choices))
+        raise BadInput(f"unknown {name} {value!r}{hint} (there are: {there_are})")
     return value
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Processes and devices
 
 
@@ -157,61 +167,69 @@ def is_main_process():
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def start_processes(device="auto", seed=0):
+def start_processes(config):
     """
-    Joins the torchrun process group if there is one, picks the device, seeds every generator (each rank its own).
+    Joins the torchrun process group if there is one, picks the device, and seeds torch (each rank
+    its own), as the options device, threads, dtype and seed say.
 
-    device: "auto" (cuda, then mps, then cpu) or a torch device name. Returns (device, rank, world_size).
+    Returns (device, rank, world_size, precision): precision is a context in which the network runs,
+    bf16 autocast or nothing. config.dtype becomes what "auto" stands for. The number of CPU threads
+    is fixed, since results differ in their last digits between numbers of threads.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    device = config.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps_or_cpu = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else mps_or_cpu
     if device == "cuda":
-        device = f"cuda:{local_rank}"
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
     if device == "cpu":
         keep_memory()
+    device = torch.device(device)
+    torch.set_num_threads(config.threads)
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=10))
-    random.seed(seed + rank)
-    np.random.seed(seed + rank)
-    torch.manual_seed(seed + rank)
-    return torch.device(device), rank, world_size
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    torch.manual_seed(config.seed + rank)
+    if getattr(config, "dtype", "") == "auto":
+        config.dtype = "bfloat16" if multiplies_bf16(device) else "float32"
+    return device, rank, world_size, autocast(device, getattr(config, "dtype", "float32"))
 
 
 def keep_memory():
     """
-    Tells glibc to keep freed memory rather than to hand big blocks back to the kernel: a training step frees and allocates the same tensors
-    over and over, and the page faults cost up to half of its time on a CPU. Does nothing where there is no glibc.
+    Tells glibc, where there is one, to keep freed memory: a training step frees and allocates the
+    same tensors over and over, and page faults cost up to half of its time on a CPU.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-1, 2 ** 30), (-2, 2 ** 26), (-3, 2 ** 30)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-            libc.mallopt(option, value)
+        # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+        for name, value in ((-1, 2**30), (-2, 2**26), (-3, 2**30)):
+            libc.mallopt(name, value)
     except (OSError, AttributeError):
         pass
 
 
-def autocast(device, dtype):
-    """
-    bf16 autocast (weights and optimizer stay fp32), or nothing. dtype is "float32", "bfloat16" or "auto": bf16 where the hardware multiplies it
-    faster, which is CUDA from Ampere on, and CPUs with AVX512-bf16 or AMX.
-    """
-    one_of("dtype", dtype, ("auto", "float32", "bfloat16"))
-    able = False
+def multiplies_bf16(device):
+    """Whether bf16 is the faster one: CUDA from Ampere on, CPUs with AVX512-bf16 or AMX."""
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        able = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    if dtype == "bfloat16" or (dtype == "auto" and able):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def autocast(device, dtype):
+    """bf16 autocast (weights and optimizer stay fp32) where dtype is "bfloat16", or nothing."""
+    if dtype == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def all_reduce(values, op="sum"):
-    """Sums (or averages, or takes the maximum of) a list of floats over all ranks; returns a list of floats."""
+    """Sums (or averages, or takes the maximum of) a list of floats over all ranks."""
     if not dist.is_initialized():
         return list(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -222,15 +240,373 @@ def all_reduce(values, op="sum"):
     return tensor.tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Stopping, and numbers that go wrong
+def share_of(name, total, pieces):
+    """One piece of a global number. Raises BadInput if it cannot be divided into so many."""
+    if total % pieces:
+        raise BadInput(f"--{name}={total} cannot be divided into {pieces} equal pieces")
+    return total // pieces
+
+
+def ranks():
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def save_checkpoint(path, checkpoint):
+    """
+    Writes a dictionary of tensors and plain values to a temporary name, flushes it to disk and
+    renames it: the file is whole or absent. The last.pt that was there becomes last-before.pt.
+
+    Raises BadInput if the disk does not take it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.name == "last.pt" and path.is_file():
+            os.replace(path, path.with_name("last-before.pt"))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"could not save {path}: {reason}; the one that was there before is untouched: make "
+            f"room on the disk and go on with --resume"
+        ) from None
+
+
+def checkpoint_path(name, out=OUT):
+    """Where a run's best checkpoint lies, given its name or the path of a checkpoint file."""
+    is_file = name.endswith(".pt") or Path(name).is_file()
+    return Path(name) if is_file else Path(out, name, "best.pt")
+
+
+def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle", "rlvr")):
+    """
+    Reads a checkpoint, verifies its checksums and never unpickles code.
+
+    Raises BadInput if there is none (naming the command that makes one), if it is torn, if any bit
+    of it has changed, or if it is of a stage that is not wanted here.
+    """
+    if not Path(path).is_file():
+        raise BadInput(f"there is no checkpoint at {path} yet; make one with: {make}")
+    try:
+        # what torch writes: entries with their CRC-32, none of them compressed
+        with zipfile.ZipFile(path) as file:
+            if any(e.compress_type for e in file.infolist()) or file.testzip():
+                raise ValueError("checksum")
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        stage, _, _ = (checkpoint[key] for key in ("stage", "model_config", "progress"))
+    except Exception as error:
+        raise BadInput(
+            f"{path} is not a checkpoint of this version or is damaged ({type(error).__name__}); "
+            f"delete it and train again with: {make}"
+        ) from None
+    if stage not in stages:
+        wanted = " or ".join(stages)
+        raise BadInput(f"{path} is of the stage {stage!r}, not {wanted}; make one with: {make}")
+    return checkpoint
+
+
+def newest_checkpoint(path, make, stage):
+    """
+    For --resume: the checkpoint at path, or, if that is torn, the one that was there before it.
+
+    Raises BadInput if neither is good.
+    """
+    before = path.with_name("last-before.pt")
+    try:
+        return load_checkpoint(path, "cpu", make, (stage,))
+    except BadInput as error:
+        if not before.is_file():
+            raise
+        checkpoint = load_checkpoint(before, "cpu", make, (stage,))
+        if is_main_process():
+            print(f"{error}; going on from {before} instead", file=sys.stderr)
+            if path.is_file():  # out of the way, or the next save would keep it instead
+                os.replace(path, path.with_name("last-damaged.pt"))
+        return checkpoint
+
+
+# ------------------------------------------------------------------------------------------------
+# A training run
+
+
+class Run:
+    """
+    One training run of any stage: its folder, checkpoints, log, clock, and how it ends.
+
+        run = Run("mle", config, "textgame-mle", fingerprint)
+        run.keep(model_config, model=model, optimizer=optimizer)     # and restores them: --resume
+        for step in run.steps(validate):
+            ...
+            run.log(("loss",), tokens, loss=loss)
+
+    step: steps done. seconds: spent in them, validation not counted. work: tokens through the
+    network, 1 for a forward pass and 3 for one with its backward pass. before: seconds and work of
+    the stages that this run builds on. best: the largest validation value, found at some step.
+    evaluated: the step of the last validation.
+    """
+
+    PROGRESS = ("step", "seconds", "work", "before", "best", "evaluated")
+
+    def __init__(self, stage, config, name, fingerprint="", make="python train_mle.py"):
+        self.stage = stage
+        self.config = config
+        self.fingerprint = fingerprint
+        self.folder = Path(config.out) / (config.name or name)
+        self.step = 0
+        self.seconds = 0.0
+        self.work = 0
+        self.before = {"seconds": 0.0, "work": 0}
+        self.best = None
+        self.evaluated = -1
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.file = None
+        self.wandb = None
+        self.begun = None  # when the step under way began
+        self.rows = []  # what was logged since the last validation
+        self.resumed = None
+        if config.resume:
+            path = self.folder / "last.pt"
+            self.resumed = newest_checkpoint(path, make, stage)
+            self.refuse_other_world(self.resumed, path)
+
+    def refuse_other_world(self, checkpoint, path):
+        """Raises BadInput if a checkpoint was trained on another world than this run's."""
+        world = checkpoint["world"]
+        if world != self.fingerprint:
+            raise BadInput(
+                f"{path} was trained on another world ({world}, not {self.fingerprint}); name the "
+                f"right one with --world, or train anew"
+            )
+
+    def start_from(self, path, device, make, stages=("mle",)):
+        """The checkpoint of an earlier stage that this run builds on; its work is remembered."""
+        checkpoint = load_checkpoint(path, device, make, stages)
+        self.refuse_other_world(checkpoint, path)
+        self.before = work_behind(checkpoint)
+        return checkpoint
+
+    def refuse_other_options(self, names):
+        """Raises BadInput if the run is resumed with other values than it was started with."""
+        started = self.resumed["config"]
+        other = [name for name in names if started.get(name) != getattr(self.config, name)]
+        if other:
+            given = " ".join(f"--{name}={started.get(name)}" for name in other)
+            raise BadInput(f"this run was started with {given}: give the same, or another --name")
+
+    def keep(self, model_config, **parts):
+        """
+        Tells what checkpoints hold: things with state_dict() and load_state_dict(). Resumed, all of
+        them and the random states are put back here, and the log is opened.
+        """
+        self.model_config = dataclasses.asdict(model_config)
+        self.parts = parts
+        if self.resumed:
+            for name, part in parts.items():
+                part.load_state_dict(self.resumed[name])
+            vars(self).update(self.resumed["progress"])
+            torch.set_rng_state(self.resumed["random"][0])
+            if self.resumed["random"][1:] and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.resumed["random"][1])
+        self.open_log(self.resumed["log_position"] if self.resumed else 0)
+        self.resumed = None  # it holds a second copy of everything
+
+    def open_log(self, position):
+        """
+        Opens metrics.jsonl. What stands behind position, its length when the checkpoint was saved,
+        is of steps that will be done again, and is dropped.
+        """
+        if not is_main_process():
+            return
+        if self.config.wandb:
+            try:
+                import wandb
+            except ImportError:
+                raise BadInput("--wandb needs the package wandb: pip install wandb") from None
+            settings = dataclasses.asdict(self.config)
+            self.wandb = wandb.init(
+                project=self.config.wandb, name=self.folder.name, config=settings
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)
+        self.file.truncate(min(position, self.file.tell()))
+        self.file.seek(0, os.SEEK_END)  # truncating does not move the place
+
+    def write(self, step, **numbers):
+        """Writes one line of metrics.jsonl, floats with 6 significant digits."""
+        if not self.file:
+            return
+        row = {"step": step, "train_seconds": self.elapsed(), **numbers}
+        for name, value in row.items():
+            row[name] = float(f"{value:.6g}") if isinstance(value, float) else value
+        self.file.write(json.dumps(row) + "\n")
+        if self.wandb:
+            self.wandb.log(row, step=step)
+
+    def save(self, filename):
+        """Writes <folder>/<filename>."""
+        if not is_main_process():
+            return
+        on_cuda = torch.cuda.is_available()
+        save_checkpoint(
+            self.folder / filename,
+            {
+                "stage": self.stage,
+                "world": self.fingerprint,
+                "config": dataclasses.asdict(self.config),
+                "model_config": self.model_config,
+                "progress": {name: getattr(self, name) for name in self.PROGRESS},
+                "random": [torch.get_rng_state()] + [torch.cuda.get_rng_state()] * on_cuda,
+                "log_position": self.file.tell(),
+                **{name: part.state_dict() for name, part in self.parts.items()},
+            },
+        )
+
+    def rng(self, rank=0):
+        """
+        Random numbers of this step: they depend on seed, step and rank only, so that resuming is
+        exact and ranks differ.
+        """
+        return np.random.default_rng([self.config.seed, self.step, rank])
+
+    def rate(self):
+        """The share of the learning rate at this step: warm-up, 1, then falling to 0."""
+        left = 1 - self.step / self.config.steps
+        falling = left / self.config.decay if self.config.decay else 1.0
+        return min(1.0, (self.step + 1) / self.config.warmup, falling)
+
+    def set_rate(self, optimizer, lr):
+        """Sets an optimizer's learning rate to lr times the rate of this step."""
+        for group in optimizer.param_groups:
+            group["lr"] = lr * self.rate()
+
+    def steps(self, validate):
+        """
+        Yields the number of each step until the budget is used up, Ctrl-C or SIGTERM asks for an
+        end, or --seconds have passed, and saves.
+
+        validate() -> (value, {name: number}) is called every eval_every steps and at the end;
+        best.pt is the checkpoint with the largest value.
+        """
+        config = self.config
+        asked = watch_signals()
+        silent = not is_main_process()
+        self.bar = tqdm(disable=silent, unit="step", initial=self.step, total=config.steps)
+        first = self.step
+        while True:
+            self.begun = None
+            finished = self.step >= config.steps
+            capped = bool(config.seconds) and self.seconds >= config.seconds
+            # a model that has learned nothing yet has nothing to show
+            begun = self.step or self.before["work"]
+            due = (begun and self.step % config.eval_every == 0) or finished or capped
+            if due and self.evaluated != self.step:
+                self.validation(validate)
+            if finished or capped:
+                break
+            if asked():
+                self.save("last.pt")
+                break
+            self.begun = time.perf_counter()
+            yield self.step
+            self.step += 1
+            self.seconds = all_reduce([self.elapsed()], "max")[0]
+            self.bar.update()
+            if self.step == first + 10 < config.steps:
+                minutes = self.seconds / self.step * (config.steps - self.step) / 60
+                self.tell(f"{config.steps:,} steps: about {minutes:.1f} min more, validation apart")
+        self.bar.close()
+        end = f"done: {self.step} steps in {self.seconds:.0f} s; the best is {self.folder}/best.pt"
+        if not finished:
+            end = f"stopped after step {self.step}, all is saved; go on with: {resume_command()}"
+        self.tell(end)
+
+    def elapsed(self):
+        """Seconds of training, of the step under way what has passed of it."""
+        return self.seconds + (time.perf_counter() - self.begun if self.begun else 0.0)
+
+    def validation(self, validate):
+        """Validates, keeps best.pt and last.pt, and says how it stands."""
+        value, numbers = validate()
+        better = self.best is None or value > self.best
+        self.evaluated = self.step
+        if better:
+            self.best = value
+            self.save("best.pt")
+        numbers = {f"val_{name}": number for name, number in numbers.items()}
+        self.write(self.step, work=self.work, **numbers)
+        shown = ", ".join(f"{name[4:]} {number:.4f}" for name, number in numbers.items())
+        trained = ""
+        if self.rows:
+            means = {name: np.mean([row[name] for row in self.rows]) for name in self.shown}
+            trained = "; training: " + ", ".join(f"{n} {mean:.4g}" for n, mean in means.items())
+        mark = " (best so far)" if better else ""
+        self.tell(f"step {self.step}: validation: {shown}{mark}{trained}; {self.seconds:.0f} s")
+        self.rows = []
+        self.save("last.pt")
+
+    def log(self, shown, tokens, **numbers):
+        """
+        Writes the numbers of the step under way, which put so many tokens through the network; the
+        names in `shown` go to the bar, too.
+        """
+        self.shown = shown
+        numbers["tokens_per_second"] = tokens / max(1e-9, self.elapsed() - self.seconds)
+        self.rows.append(numbers)
+        self.write(self.step + 1, **numbers)
+        postfix = {name: f"{numbers[name]:.3g}" for name in shown}
+        self.bar.set_postfix(postfix, refresh=False)
+
+    def tell(self, sentence):
+        """Prints a sentence above the bar."""
+        if is_main_process():
+            tqdm.write(sentence)
+
+    def finite(self, numbers, records):
+        """
+        True if all of numbers {name: float} are finite: what is not stays out of the weights.
+        records() lists the step's training records, for the message.
+
+        Raises BadInput at the third step in a row that is not.
+        """
+        wrong = ", ".join(f"{n} {value}" for n, value in numbers.items() if not np.isfinite(value))
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if wrong else 0
+        if wrong:
+            self.skipped += 1
+            self.tell(f"step {self.step}: {wrong}; update skipped ({self.skipped} so far)")
+        if self.skipped_in_a_row == 3:
+            raise BadInput(
+                f"3 updates in a row were not finite ({wrong}; training records "
+                f"{', '.join(map(str, records()))}); go on from {self.folder}/last.pt with "
+                f"--resume and a lower --lr, or with --dtype=float32"
+            )
+        return not wrong
+
+
+def work_behind(checkpoint):
+    """{"seconds", "work"} of all training behind a checkpoint, its own stage and those before."""
+    progress = checkpoint["progress"]
+    return {key: progress["before"][key] + progress[key] for key in ("seconds", "work")}
 
 
 def watch_signals():
     """
-    From now on Ctrl-C and SIGTERM do not end the process at once: they ask its loop to save and to stop after the present step.
+    From now on Ctrl-C and SIGTERM do not end the process at once: they ask its loop to save and to
+    stop after the present step.
 
-    Returns asked(), True on every rank as soon as any of them was asked. A second Ctrl-C ends the process where it stands.
+    Returns asked(), True on every rank as soon as any of them was asked. A second Ctrl-C ends the
+    process where it stands.
     """
     received = []
 
@@ -244,164 +620,9 @@ def watch_signals():
     return lambda: all_reduce([len(received)], "max")[0] > 0
 
 
-def resume_command(argv):
+def resume_command():
     """The command line that goes on with this run."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     start = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python"
-    return " ".join([start, sys.argv[0], *(word for word in argv if word != "--resume"), "--resume"])
-
-
-class Guard:
-    """Keeps numbers that are not finite out of the weights: such an update is skipped and counted, and `limit` in a row end the run."""
-
-    def __init__(self, checkpoint, limit=3):
-        self.checkpoint, self.limit, self.skipped, self.in_a_row = checkpoint, limit, 0, 0
-
-    def finite(self, step, numbers, records):
-        """
-        True if all of numbers {name: float} are finite. records() lists the training records of the step, for the message.
-
-        Raises BadInput after `limit` steps in a row that are not.
-        """
-        wrong = [f"{name} {value}" for name, value in numbers.items() if not np.isfinite(value)]
-        self.in_a_row = self.in_a_row + 1 if wrong else 0
-        self.skipped += bool(wrong)
-        if wrong and is_main_process():
-            print(f"step {step}: {', '.join(wrong)}; this update is skipped ({self.skipped} so far)", file=sys.stderr)
-        if self.in_a_row >= self.limit:
-            raise BadInput(f"{self.limit} updates in a row up to step {step} were not finite ({', '.join(wrong)}; training records "
-                           f"{', '.join(map(str, records()))}); go on from {self.checkpoint} with --resume and a lower --lr, or with --dtype=float32")
-        return not wrong
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints and logs
-
-
-def random_states():
-    """The states of Python's, numpy's and torch's generators as plain values that load with weights_only=True."""
-    version, keys, position, has_gauss, gauss = np.random.get_state()
-    states = {"python": repr(random.getstate()), "torch": torch.get_rng_state(),
-              "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss)}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_random_states(states):
-    """Puts back what random_states() returned."""
-    random.setstate(ast.literal_eval(states["python"]))
-    keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def save_checkpoint(path, checkpoint, keep=False):
-    """
-    Writes a dictionary of tensors and plain values to a temporary name, flushes it to disk and renames it: the file is whole or absent.
-
-    keep: the file that was there before stays beside it, "last.pt" as "last-before.pt". Raises BadInput if the disk does not take it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.is_file():
-            os.replace(path, previous(path))  # killed here, --resume takes that one
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise BadInput(f"could not save {path}: {getattr(error, 'strerror', None) or error}; the checkpoint that was there before is untouched; "
-                       f"make room on the disk and go on with --resume") from None
-
-
-def previous(path):
-    """Where save_checkpoint keeps the checkpoint that stood at path before."""
-    return path.with_name(f"{path.stem}-before{path.suffix}")
-
-
-def load_checkpoint(path, device="cpu", make="python train_mle.py"):
-    """
-    Reads a checkpoint, verifies its checksums and never unpickles code.
-
-    Raises BadInput if there is none (naming the command that makes one), if it is torn or if any bit of it has changed.
-    """
-    if not Path(path).is_file():
-        raise BadInput(f"there is no checkpoint at {path} yet; make one with: {make}")
-    try:
-        with zipfile.ZipFile(path) as file:  # what torch writes, each entry with its CRC-32, none of them compressed
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()) or file.testzip():
-                raise ValueError("checksum")
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        if not isinstance(checkpoint, dict) or not {"model", "model_config", "stage"} <= checkpoint.keys():
-            raise ValueError("keys")
-        return checkpoint
-    except Exception as error:
-        raise BadInput(f"{path} is not a checkpoint of ours or is damaged ({type(error).__name__}); delete it and train again with: {make}") from None
-
-
-def newest_checkpoint(path, device="cpu", make="python train_mle.py"):
-    """For --resume: the checkpoint at path, or, if that is torn, the one that was there before it. Raises BadInput if neither is good."""
-    path = Path(path)
-    try:
-        return load_checkpoint(path, device, make)
-    except BadInput as error:
-        if not previous(path).is_file():
-            raise
-        checkpoint = load_checkpoint(previous(path), device, make)
-        if is_main_process():
-            print(f"{error}; going on from {previous(path)} instead", file=sys.stderr)
-            if path.is_file():  # out of the way, or the next save would keep it in place of the good one
-                os.replace(path, path.with_name(f"{path.stem}-damaged{path.suffix}"))
-        return checkpoint
-
-
-def refuse_other_options(config, checkpoint, names):
-    """Raises BadInput, naming the fields, if a resumed run is given other values for `names` than it was started with."""
-    other = [f"--{name}={checkpoint['config'].get(name)}" for name in names if checkpoint["config"].get(name) != getattr(config, name)]
-    if other:
-        raise BadInput(f"the run that --resume goes on with was started with {' '.join(other)}: give the same options, or another --name")
-
-
-class MetricsLog:
-    """
-    Writes one JSON object a line to out/<name>/metrics.jsonl; with wandb_project set, sends the same numbers to wandb.
-
-    position: the length of the file when the checkpoint was saved from which the run goes on: lines behind it are of steps that will be done
-    again, and are dropped. 0 starts the file anew.
-    """
-
-    def __init__(self, folder, config, wandb_project="", position=0):
-        self.file, self.wandb, self.start = None, None, time.time()
-        if not is_main_process():
-            return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.file = open(Path(folder) / "metrics.jsonl", "a", buffering=1)
-        self.file.truncate(min(position, self.file.tell()))
-        self.file.seek(0, os.SEEK_END)  # truncating does not move the place, and position() must be right before the first line too
-        if wandb_project:
-            try:
-                import wandb
-            except ImportError:
-                raise BadInput("--wandb needs the package wandb: pip install wandb") from None
-            self.wandb = wandb.init(project=wandb_project, name=Path(folder).name, config=config)
-
-    def position(self):
-        """The length of the file in bytes, for the checkpoint."""
-        return self.file.tell() if self.file else 0
-
-    def write(self, step, **numbers):
-        """Writes {"step": step, "seconds": since the start, **numbers}; floats keep 6 significant digits."""
-        if self.file is None:
-            return
-        row = {"step": step, "seconds": round(time.time() - self.start, 2)}
-        row.update({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in numbers.items()})
-        self.file.write(json.dumps(row) + "\n")
-        if self.wandb:
-            self.wandb.log(row, step=step)
+    words = [word for word in sys.argv if word != "--resume"]
+    return f"{start} {shlex.join(words)} --resume"

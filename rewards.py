@@ -1,13 +1,19 @@
 """
-Every verifiable reward and metric: pure functions, inputs are never changed; only load_lpips reads files.
+Every verifiable reward and metric: pure functions that never change their inputs.
+(Only load_lpips reads files.)
 
-An RLVR reward is not a learned judge: the response is decoded into a predicted state and compared with the true one. Two families live here.
-official_*  what the published code of RLVR-World computes, quirks included, so that our numbers can stand beside the paper's.
-strict_*    what training uses by default: the quirks that a policy could learn to exploit are closed, the gold answer gets exactly the maximum.
+An RLVR reward is not a learned judge: the response is decoded into a predicted state and compared
+with the true one. Two families live here.
 
-A response is any string. Whatever it holds, it gets a number and never an exception, in time linear in its length (sorting aside).
-A broken truth, on the other hand, is our own mistake and raises.
+official_*  what the published code of RLVR-World computes, quirks included, so that our numbers
+            can stand beside the paper's.
+strict_*    what training uses by default: the quirks that a policy could learn to exploit are
+            closed, and the gold answer gets exactly the maximum.
+
+A response is any string. Whatever it holds, it gets a number and never an exception, in time linear
+in its length (sorting aside). A broken truth, on the other hand, is our own mistake and raises.
 """
+
 import json
 import math
 from collections import Counter
@@ -16,17 +22,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Text game: states and values
 #
-# A state is a list of objects {name, uuid, type, properties: {name: value}, contains: [names of the children]} with the score dict
-# {score, gameOver, gameWon} as last element. A difference is {"modified": [whole objects], "removed": [uuids], "score": {...} or {}}.
+# A state is a list of objects {name, uuid, type, properties: {name: value}, contains: [names of the
+# children]} with the score dict {score, gameOver, gameWon} as last element.
+# A difference is {"modified": [whole objects], "removed": [uuids], "score": {...} or {}}.
 
-MISSING = object()  # stands for a fact that a state does not have; equal to itself only
+# stands for a fact that a state does not have; equal to itself only
+MISSING = object()
 
 
 def same_value(a, b):
-    """Python's == (so True == 1 == 1.0), except that a tuple equals the list that JSON makes of it, at any depth."""
+    """Python's == (so True == 1 == 1.0), but a tuple equals a list, as in JSON, at any depth."""
     if a == b:
         return True
     if isinstance(a, dict) and isinstance(b, dict):
@@ -38,10 +46,13 @@ def same_value(a, b):
 
 def apply_difference(state, difference):
     """
-    The next state: the state's objects in their order, modified ones replaced by uuid, removed ones dropped, new ones appended; then the score.
+    The next state: the state's objects in their order, modified ones replaced by uuid, removed ones
+    dropped, new ones appended; then the score.
 
-    Of several modified objects with one uuid the last wins, and "removed" wins over "modified". A non-empty score replaces the old one whole.
-    Returns a new list that shares the objects with its inputs. Raises KeyError or TypeError if the difference is not well-formed.
+    Of several modified objects with one uuid the last wins, and "removed" wins over "modified".
+    A non-empty score replaces the old one whole.
+    Returns a new list that shares the objects with its inputs.
+    Raises KeyError or TypeError if the difference is not well-formed.
     """
     removed = set(difference["removed"])
     modified = {obj["uuid"]: obj for obj in difference["modified"] if obj["uuid"] not in removed}
@@ -52,15 +63,25 @@ def apply_difference(state, difference):
     return kept + created + [difference.get("score") or score]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Text game, official (github.com/thuml/RLVR-World, reward_score/text_game.py, which builds on the ByteSized32 evaluation)
+# --------------------------------------------------------------------------------------------------
+# Text game, official (github.com/thuml/RLVR-World, reward_score/text_game.py, which builds on the
+# ByteSized32 evaluation)
 
-FINAL_PHRASES = ("The final answer is:", "the final answer is:", "The final state is:", "the final state is:",
-                 "The final game state is:", "the final game state is:")
+FINAL_PHRASES = (
+    "The final answer is:",
+    "the final answer is:",
+    "The final state is:",
+    "the final state is:",
+    "The final game state is:",
+    "the final game state is:",
+)
 
 
 def final_answer(answer):
-    """The part of a raw response that should be JSON: behind the final phrase, else the last ```json block of >= 10 characters, else all of it."""
+    """
+    The part of a raw response that should be JSON: behind the final phrase, else the last ```json
+    block of >= 10 characters, else all of it.
+    """
     for phrase in FINAL_PHRASES:
         if phrase in answer:
             return answer.rpartition(phrase)[2].strip()
@@ -69,24 +90,36 @@ def final_answer(answer):
 
 
 def last_json_block(answer):
-    """The stripped content of the last closed ```json … ``` block, or "". One scan with find: a regular expression is cubic in runs of blanks."""
-    block, position = "", 0
-    while (start := answer.find("```json", position)) >= 0 and (end := answer.find("```", start + 7)) >= 0:
-        block, position = answer[start + 7:end].strip(), end + 3
-    return block
+    """The stripped content of the last closed ```json … ``` block, or ""."""
+    # one scan with find: a regular expression is cubic in runs of blanks
+    block = ""
+    position = 0
+    while True:
+        start = answer.find("```json", position)
+        if start < 0:
+            return block
+        end = answer.find("```", start + 7)
+        if end < 0:
+            return block
+        block = answer[start + 7 : end].strip()
+        position = end + 3
 
 
 def official_text_game(answer, state, next_state, kind):
     """
-    The official reward of a raw response: final answer, True / False / None as JSON, then official_text_game_difference.
+    The official reward of a raw response: final answer, True / False / None as JSON, then
+    official_text_game_difference.
 
-    The three words are replaced inside strings too, as in the official code. JSON that is cut short or followed by more text is worth 0;
-    the official code guesses a repair instead, and so rewards broken answers.
+    The three words are replaced inside strings too, as in the official code. JSON that is cut short
+    or followed by more text is worth 0; the official code guesses a repair instead, and so rewards
+    broken answers.
     """
-    text = final_answer(answer).replace("True", "true").replace("False", "false").replace("None", "null")
+    text = final_answer(answer)
+    text = text.replace("True", "true").replace("False", "false").replace("None", "null")
     try:
         difference = json.loads(text)
-    except (ValueError, RecursionError):  # malformed, an integer of thousands of digits, or [[[[… deeper than the parser goes
+    except (ValueError, RecursionError):
+        # malformed, an integer of thousands of digits, or [[[[… deeper than the parser goes
         difference = None
     return official_text_game_difference(difference, state, next_state, kind)
 
@@ -96,9 +129,11 @@ def official_text_game_difference(difference, state, next_state, kind):
     The official reward of a parsed difference against the true next state.
 
     kind "binary": 1.0 if every fact of the true state is right, else 0.0.
-    kind "task_specific": 0.09·item + 0.01·score + 0.2·[both are 1] + share, in [0, 1.3]. item and score are the shares of right facts of the
-    true objects and of the true score, share is the part of the changed facts that is right (see official_changed_share).
-    Any exception that the difference provokes gives 0.0, and so does one without "modified" or "removed".
+    kind "task_specific": 0.09·item + 0.01·score + 0.2·[both are 1] + share, in [0, 1.3]. item and
+    score are the shares of right facts of the true objects and of the true score, share is the part
+    of the changed facts that is right (see official_changed_share).
+    Any exception that the difference provokes gives 0.0, and so does one without "modified" or
+    "removed".
     """
     if kind not in ("binary", "task_specific"):
         raise ValueError(f"kind is {kind!r}, expected 'binary' or 'task_specific'")
@@ -107,28 +142,39 @@ def official_text_game_difference(difference, state, next_state, kind):
     try:
         predicted, score = official_split(official_apply(state, difference))
         item = official_item_share(predicted, truth)
-        score_share = sum(score.get(key, MISSING) == value for key, value in true_score.items()) / len(true_score)
+        right_scores = sum(score.get(key, MISSING) == value for key, value in true_score.items())
+        score_share = right_scores / len(true_score)
         all_right = item == 1 and score_share == 1
         if kind == "binary":
             return float(all_right)
-        return 0.09 * item + 0.01 * score_share + 0.2 * all_right + official_changed_share(predicted, current, truth)
-    except Exception:  # no dict, a key left out, a number where a list belongs, …: no way of being wrong may stop the training
+        share = official_changed_share(predicted, current, truth)
+        return 0.09 * item + 0.01 * score_share + 0.2 * all_right + share
+    except Exception:
+        # no dict, a key left out, a number where a list belongs, …:
+        # no way of being wrong may stop the training
         return 0.0
 
 
 def official_apply(state, difference):
     """
-    The official next state. Unlike apply_difference it never appends NEW objects, so the true difference fails where one is created,
-    it passes over what is no object, no list or no score, and it leaves the score out if the difference has no "score" key.
+    The official next state. Unlike apply_difference
+
+    - it never appends NEW objects, so the true difference fails where one is created,
+    - it passes over what is no object, no list or no score,
+    - it leaves the score out if the difference has no "score" key.
     """
-    modified = {obj["uuid"]: obj for obj in list_or_empty(difference["modified"])
-                if isinstance(obj, dict) and "uuid" in obj and not isinstance(obj["uuid"], (list, dict))}
+    modified = {
+        obj["uuid"]: obj
+        for obj in list_or_empty(difference["modified"])
+        if isinstance(obj, dict) and "uuid" in obj and not isinstance(obj["uuid"], (list, dict))
+    }
     removed = list_or_empty(difference["removed"])
     *objects, score = state
     predicted = [modified.get(obj["uuid"], obj) for obj in objects if obj["uuid"] not in removed]
     if "score" in difference:
         new_score = difference["score"]
-        predicted.append(new_score if new_score and isinstance(new_score, (dict, list, str)) else score)
+        replaced = new_score and isinstance(new_score, (dict, list, str))
+        predicted.append(new_score if replaced else score)
     return predicted
 
 
@@ -137,8 +183,13 @@ def list_or_empty(value):
 
 
 def official_split(state):
-    """A state as ({uuid: object}, score). What has no uuid is a score if it has the key "score", and nothing otherwise."""
-    objects, score = {}, {}
+    """
+    A state as ({uuid: object}, score).
+
+    What has no uuid is a score if it has the key "score", and nothing otherwise.
+    """
+    objects = {}
+    score = {}
     for element in state:
         if "uuid" in element:
             objects[element["uuid"]] = element
@@ -148,7 +199,11 @@ def official_split(state):
 
 
 def official_item_share(predicted, truth):
-    """The share, in [0, 1], of right facts over the true objects alone. A missing object, "properties" or "contains" counts as one wrong fact."""
+    """
+    The share, in [0, 1], of right facts over the true objects alone.
+
+    A missing object, "properties" or "contains" counts as one wrong fact.
+    """
     right = total = 0
     for uuid, true in truth.items():
         if uuid not in predicted:
@@ -157,7 +212,10 @@ def official_item_share(predicted, truth):
         guess = predicted[uuid]
         if "properties" in guess:
             facts = guess["properties"]
-            right += sum(name in facts and same_value(facts[name], value) for name, value in true["properties"].items())
+            right += sum(
+                name in facts and same_value(facts[name], value)
+                for name, value in true["properties"].items()
+            )
             total += len(true["properties"])
         else:
             total += 1
@@ -168,19 +226,27 @@ def official_item_share(predicted, truth):
 
 def official_changed_share(predicted, current, truth):
     """
-    Of the facts that the truth changes, the share that is predicted right, in [0, 1]; 0.0 if there are none (the official term is then absent).
+    Of the facts that the truth changes, the share that is predicted right, in [0, 1]; 0.0 if there
+    are none (the official term is then absent).
 
-    Only objects present before, in truth and in the prediction take part, so created and wrongly dropped ones add nothing.
-    Three quirks are kept: one predicted object without "properties" makes the term absent; "contains" left out counts as [];
-    a property that the truth removes counts (as wrong) only if the prediction keeps it.
-    Raises KeyError for a predicted property that the object has neither before nor after: the whole reward is then 0.
+    Only objects present before, in truth and in the prediction take part, so created and wrongly
+    dropped ones add nothing. Three quirks are kept:
+
+    - one predicted object without "properties" makes the term absent;
+    - "contains" left out counts as [];
+    - a property that the truth removes counts (as wrong) only if the prediction keeps it.
+
+    Raises KeyError for a predicted property that the object has neither before nor after: the whole
+    reward is then 0.
     """
     shared = [uuid for uuid in truth if uuid in predicted]
     if not all("properties" in predicted[uuid] for uuid in shared):
         return 0.0
     outcomes = []
     for uuid in shared:
-        before, after, guess = current[uuid]["properties"], truth[uuid]["properties"], predicted[uuid]["properties"]
+        before = current[uuid]["properties"]
+        after = truth[uuid]["properties"]
+        guess = predicted[uuid]["properties"]
         for name, value in after.items():
             if name not in before or not same_value(before[name], value):
                 outcomes.append(name in guess and same_value(guess[name], value))
@@ -195,17 +261,21 @@ def official_changed_share(predicted, current, truth):
     return sum(outcomes) / len(outcomes) if outcomes else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Text game, strict
 
 
 def state_facts(state):
     """
-    A state as one flat dict of facts: {(uuid, "property", name): value, (uuid, "contains", ""): sorted names, ("", "score", key): value}.
+    A state as one flat dict of facts:
 
-    Name and type of an object are no facts. Every object has a contains fact, so equal facts mean equal uuids.
-    An object without "properties" or "contains" has empty ones.
-    Raises ValueError if a uuid occurs twice or the score is left out, and other exceptions if the list is no state.
+        {(uuid, "property", name): value, (uuid, "contains", ""): sorted names,
+         ("", "score", key): value}
+
+    Name and type of an object are no facts. Every object has a contains fact, so equal facts mean
+    equal uuids. An object without "properties" or "contains" has empty ones.
+    Raises ValueError if a uuid occurs twice or the score is left out, and other exceptions if the
+    list is no state.
     """
     facts = {}
     *objects, score = state
@@ -216,7 +286,8 @@ def state_facts(state):
         if (uuid, "contains", "") in facts:
             raise ValueError(f"two objects have the uuid {uuid!r}")
         contains = obj.get("contains", [])
-        if not isinstance(contains, (list, tuple)):  # sorted() would also take the letters of a string or the keys of a dict for names
+        # sorted() would also take the letters of a string or the keys of a dict for names
+        if not isinstance(contains, (list, tuple)):
             raise TypeError(f"contains of {uuid!r} is no list")
         facts[uuid, "contains", ""] = sorted(contains)
         for name, value in obj.get("properties", {}).items():
@@ -228,18 +299,23 @@ def state_facts(state):
 
 def strict_text_game(predicted_state, state, next_state, kind):
     """
-    The strict reward of a predicted next state: objects and score dict, or None for a malformed answer, which is worth 0.
+    The strict reward of a predicted next state: objects and score dict, or None for a malformed
+    answer, which is worth 0.
 
     kind "binary": 1.0 if the facts of prediction and truth are the same, both ways, else 0.0.
-    kind "task": 0.1·right + 0.2·binary + changed, in [0, 1.3]. right is the share of right facts over the union of predicted and true state,
-    where a fact that only one side has is wrong; changed is the share of right ones among the facts that differ from the current state in truth
-    or in prediction (1 if there are none), so a change that does not happen costs as much as one that is missed.
-    Values are compared by same_value (True == 1, as officially), contains as a multiset; name and type do not count.
-    A list that is no state (two objects of one uuid, say) is worth 0.
+    kind "task": 0.1·right + 0.2·binary + changed, in [0, 1.3]. right is the share of right facts
+    over the union of predicted and true state, where a fact that only one side has is wrong;
+    changed is the share of right ones among the facts that differ from the current state in truth
+    or in prediction (1 if there are none), so a change that does not happen costs as much as one
+    that is missed.
+
+    Values are compared by same_value (True == 1, as officially), contains as a multiset; name and
+    type do not count. A list that is no state (two objects of one uuid, say) is worth 0.
     """
     if kind not in ("binary", "task"):
         raise ValueError(f"kind is {kind!r}, expected 'binary' or 'task'")
-    current, truth = state_facts(state), state_facts(next_state)
+    current = state_facts(state)
+    truth = state_facts(next_state)
     try:
         predicted = state_facts(predicted_state)
     except Exception:  # None, or anything else that is no state
@@ -250,7 +326,11 @@ def strict_text_game(predicted_state, state, next_state, kind):
     binary = 0.0 if wrong else 1.0
     if kind == "binary":
         return binary
-    changed = [fact for fact in facts | current.keys() if differ(current, truth, fact) or differ(current, predicted, fact)]
+    changed = [
+        fact
+        for fact in facts | current.keys()
+        if differ(current, truth, fact) or differ(current, predicted, fact)
+    ]
     right = 1 - len(wrong) / len(facts) if facts else 1.0
     changed_right = 1 - sum(fact in wrong for fact in changed) / len(changed) if changed else 1.0
     return 0.1 * right + 0.2 * binary + changed_right
@@ -261,24 +341,31 @@ def differ(facts, other_facts, fact):
     return not same_value(facts.get(fact, MISSING), other_facts.get(fact, MISSING))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Web page: the change of an accessibility tree as three lists of lines
 
 HEADINGS = ("New items:", "Deleted items:", "Updated items:")
 
 
 def multiset_f1(predicted, true):
-    """F1 of two Counters, in [0, 1]: twice the size of the intersection by the sum of the sizes. Two empty ones are 1, equal ones exactly 1."""
+    """
+    F1 of two Counters, in [0, 1]: twice the size of the intersection by the sum of the sizes.
+
+    Two empty ones are 1, equal ones exactly 1.
+    """
     size = predicted.total() + true.total()
     return 2 * (predicted & true).total() / size if size else 1.0
 
 
 def official_sections(text):
     """
-    {heading: set of stripped non-empty lines below it}. A heading is a line that starts with one of HEADINGS, lines before the first are ignored.
+    {heading: set of stripped non-empty lines below it}.
+
+    A heading is a line that starts with one of HEADINGS, lines before the first are ignored.
     "None" is a line like any other, and so is prose after a heading.
     """
-    sections, items = {heading: set() for heading in HEADINGS}, set()
+    sections = {heading: set() for heading in HEADINGS}
+    items = set()
     for line in filter(str.strip, text.split("\n")):
         if line.startswith(HEADINGS):
             items = sections[next(heading for heading in HEADINGS if line.startswith(heading))]
@@ -288,8 +375,12 @@ def official_sections(text):
 
 
 def official_web_page_scores(answer, truth):
-    """(precision, recall, F1) of the lines, section by section, each in [0, 1] and 0 where it has no denominator (reward_score/web_agent.py)."""
-    predicted, true = official_sections(answer), official_sections(truth)
+    """
+    (precision, recall, F1) of the lines, section by section, each in [0, 1] and 0 where it has no
+    denominator (reward_score/web_agent.py).
+    """
+    predicted = official_sections(answer)
+    true = official_sections(truth)
     correct = sum(len(predicted[heading] & true[heading]) for heading in HEADINGS)
     if correct == 0:
         return 0.0, 0.0, 0.0
@@ -299,17 +390,22 @@ def official_web_page_scores(answer, truth):
 
 
 def official_web_page(answer, truth):
-    """The official reward: F1 in [0, 1]. "None" lines count as items, and text before the first heading or a repeated line costs nothing."""
+    """
+    The official reward: F1 in [0, 1].
+
+    "None" lines count as items; text before the first heading or a repeated line costs nothing.
+    """
     return official_web_page_scores(answer, truth)[2]
 
 
 def strict_items(text):
     """
-    A Counter of (section, line) over all stripped non-empty lines: each is a claim, whatever it holds.
+    A Counter of (section, line) over all stripped non-empty lines: each of them is a claim.
 
-    A section starts with the first line that equals its heading; "" is the section of what stands before. "None" says that a section is empty,
-    so it is no claim where it is the section's only line. A heading that comes again, a heading with more text on its line and "None" beside
-    other lines are claims like any other: wrong ones, unless the truth has the same.
+    A section starts with the first line that equals its heading; "" is the section of what stands
+    before. "None" says that a section is empty, so it is no claim where it is the section's only
+    line. A heading that comes again, a heading with more text on its line and "None" beside other
+    lines are claims like any other: wrong ones, unless the truth has the same.
     """
     sections = {"": []}
     lines = sections[""]
@@ -318,18 +414,24 @@ def strict_items(text):
             lines = sections[line] = []
         else:
             lines.append(line)
-    return Counter((heading, line) for heading, lines in sections.items() if heading == "" or lines != ["None"] for line in lines)
+    claims = Counter()
+    for heading, lines in sections.items():
+        if heading == "" or lines != ["None"]:
+            claims.update((heading, line) for line in lines)
+    return claims
 
 
 def strict_web_page(answer, truth):
     """
-    The strict reward: F1 in [0, 1] of the claims of strict_items, as multisets. All text but the headings and a lone "None" is a claim,
-    so a line said more often than it is true, prose and text before the first heading cost precision. Two empty differences are 1.
+    The strict reward: F1 in [0, 1] of the claims of strict_items, as multisets.
+
+    All text but the headings and a lone "None" is a claim, so a line said more often than it is
+    true, prose and text before the first heading cost precision. Two empty differences are 1.
     """
     return multiset_f1(strict_items(answer), strict_items(truth))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A user's own text
 
 
@@ -339,17 +441,26 @@ def exact_match(answer, truth):
 
 
 def line_f1(answer, truth):
-    """F1 in [0, 1] of the stripped non-empty lines as multisets, in any order; 1 if both have none."""
-    return multiset_f1(*(Counter(line for line in map(str.strip, text.split("\n")) if line) for text in (answer, truth)))
+    """F1 in [0, 1] of the stripped non-empty lines as multisets; 1 if both texts have none."""
+    predicted = Counter(filter(None, map(str.strip, answer.split("\n"))))
+    true = Counter(filter(None, map(str.strip, truth.split("\n"))))
+    return multiset_f1(predicted, true)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Video: metrics of frames, two tensors [N, 3, H, W] in [0, 1] -> [N] fp32. With a mask [N, 1, H, W] only the pixels under it count, and a frame
-# with none has no error (and a PSNR of 100 dB). Also under autocast everything here is computed in fp32; the caller cuts N into chunks that fit.
+# --------------------------------------------------------------------------------------------------
+# Video: metrics of frames
+#
+# Two tensors [N, 3, H, W] in [0, 1] -> [N] fp32. With a mask [N, 1, H, W] only the pixels under it
+# count, and a frame with none has no error (and a PSNR of 100 dB). Also under autocast everything
+# here is computed in fp32; the caller cuts N into chunks that fit.
 
 
 def moving(truth, last, threshold=8 / 255):
-    """Where the truth moves: truth, last [..., 3, H, W] -> bool [..., 1, H, W], True if any colour differs from the last frame by more than threshold."""
+    """
+    Where the truth moves: truth, last [..., 3, H, W] -> bool [..., 1, H, W].
+
+    True if any colour differs from the last frame by more than threshold.
+    """
     return ((truth.float() - last.float()).abs() > threshold).any(-3, keepdim=True)
 
 
@@ -377,12 +488,14 @@ def psnr(a, b, mask=None):
 
 def blur(x):
     """
-    [..., H, W] -> [..., H - 10, W - 10]: the Gaussian window of SSIM, one axis after the other, only where it fits.
+    [..., H, W] -> [..., H - 10, W - 10]: the Gaussian window of SSIM, one axis after the other,
+    only where it fits.
 
-    Eleven shifted sums and no conv2d: cuDNN would round to TF32 and autocast to bf16, and a variance as a difference of two large means does not
-    survive that (SSIM is then wrong by 0.01). On a CPU it is also several times faster.
+    Eleven shifted sums and no conv2d: cuDNN would round to TF32 and autocast to bf16, and a
+    variance as a difference of two large means does not survive that (SSIM is then wrong by 0.01).
+    On a CPU it is also several times faster.
     """
-    weights = [math.exp(-(i - 5) ** 2 / (2 * 1.5 ** 2)) for i in range(11)]
+    weights = [math.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)]
     for axis in (-1, -2):
         shifted = [x.narrow(axis, i, x.size(axis) - 10) for i in range(11)]
         x = shifted[0] * (weights[0] / sum(weights))
@@ -393,39 +506,59 @@ def blur(x):
 
 def ssim(a, b):
     """
-    Structural similarity (Wang et al. 2004), at most 1: Gaussian window of 11x11, sigma 1.5, mean over the places where it fits and over colours.
+    Structural similarity (Wang et al. 2004), at most 1: Gaussian window of 11x11, sigma 1.5, mean
+    over the places where it fits and over colours.
 
     Frames must have at least 11 pixels on each side; ValueError otherwise.
     """
-    a, b = a.float(), b.float()
+    a = a.float()
+    b = b.float()
     H, W = a.shape[2:]
     if min(H, W) < 11:
-        raise ValueError(f"SSIM looks through a window of 11x11 pixels, and the frames have {H}x{W}")
+        raise ValueError(
+            f"SSIM looks through a window of 11x11 pixels, and the frames have {H}x{W}"
+        )
     mean_a, mean_b, square_a, square_b, product = blur(torch.stack([a, b, a * a, b * b, a * b]))
-    variance_a, variance_b, covariance = square_a - mean_a ** 2, square_b - mean_b ** 2, product - mean_a * mean_b
-    c1, c2 = 0.01 ** 2, 0.03 ** 2
-    score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a ** 2 + mean_b ** 2 + c1) * (variance_a + variance_b + c2))
-    return score.mean((1, 2, 3))
+    variance_a = square_a - mean_a**2
+    variance_b = square_b - mean_b**2
+    covariance = product - mean_a * mean_b
+    c1 = 0.01**2
+    c2 = 0.03**2
+    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    below = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    return (above / below).mean((1, 2, 3))
 
 
-VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)  # Simonyan and Zisserman 2014
-TAPS = (1, 3, 6, 9, 12)  # the convolutions whose outputs LPIPS compares: relu1_2, 2_2, 3_3, 4_3, 5_3
+# Simonyan and Zisserman 2014: the widths of the convolutions, in five blocks
+# fmt: off
+VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool",
+         512, 512, 512, "pool", 512, 512, 512)
+# fmt: on
+# the convolutions whose outputs LPIPS compares: relu1_2, 2_2, 3_3, 4_3, 5_3
+TAPS = (1, 3, 6, 9, 12)
 
 
 class LPIPS(torch.nn.Module):
-    """VGG16's convolutions and the five weightings of LPIPS, "The Unreasonable Effectiveness of Deep Features", arXiv 1801.03924, version 0.1."""
+    """
+    VGG16's convolutions and the five weightings of LPIPS, version 0.1.
+    ("The Unreasonable Effectiveness of Deep Features", arXiv 1801.03924)
+    """
 
     def __init__(self):
         super().__init__()
         widths = [width for width in VGG16 if width != "pool"]
-        self.convolutions = torch.nn.ModuleList(torch.nn.Conv2d(i, o, 3, padding=1) for i, o in zip([3, *widths], widths))
+        self.convolutions = torch.nn.ModuleList(
+            torch.nn.Conv2d(i, o, 3, padding=1) for i, o in zip([3, *widths], widths)
+        )
         self.heads = torch.nn.ParameterList(torch.zeros(widths[tap]) for tap in TAPS)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
         self.register_buffer("spread", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
 
     def features(self, x):
-        """Frames [N, 3, H, W] in [0, 1] -> the five feature maps, each of unit length at every place."""
-        x, maps, n = (x.float() * 2 - 1 - self.shift) / self.spread, [], 0
+        """Frames [N, 3, H, W] in [0, 1] -> five feature maps of unit length at every place."""
+        x = (x.float() * 2 - 1 - self.shift) / self.spread
+        maps = []
+        n = 0
         for layer in VGG16:
             if layer == "pool":
                 x = F.max_pool2d(x, 2)
@@ -438,59 +571,95 @@ class LPIPS(torch.nn.Module):
 
 
 def lpips(a, b, net):
-    """Perceptual distance, 0 for equal frames; net from load_lpips. Gradients reach the frames, so it can be a loss. ValueError below 16x16 pixels."""
+    """
+    Perceptual distance, 0 for equal frames; net from load_lpips.
+
+    Gradients reach the frames, so it can be a loss. ValueError below 16x16 pixels.
+    """
     if min(a.shape[2:]) < 16:
-        raise ValueError(f"LPIPS halves the frames four times and needs 16x16 pixels, and they have {a.size(2)}x{a.size(3)}")
-    with torch.autocast(a.device.type, enabled=False):  # a training in bf16 may use it as its loss
-        pairs = zip(net.features(a), net.features(b), net.heads)
-        return sum(((x - y).square() * head.view(-1, 1, 1)).sum(1).mean((1, 2)) for x, y, head in pairs)
+        raise ValueError(
+            "LPIPS halves the frames four times and needs 16x16 pixels, "
+            f"and they have {a.size(2)}x{a.size(3)}"
+        )
+    # a training in bf16 may use it as its loss
+    with torch.autocast(a.device.type, enabled=False):
+        distance = 0
+        for x, y, head in zip(net.features(a), net.features(b), net.heads):
+            distance = distance + ((x - y).square() * head.view(-1, 1, 1)).sum(1).mean((1, 2))
+        return distance
 
 
 def load_lpips(path):
     """
-    An LPIPS network from the two public files in the folder `path`: vgg16-397923af.pth and vgg.pth (version 0.1 of the heads).
-    `path` may also be one file with the entries of both.
+    An LPIPS network from the two public files in the folder `path`: vgg16-397923af.pth and vgg.pth
+    (version 0.1 of the heads). `path` may also be one file with the entries of both.
 
-    Raises ValueError with one sentence, naming file and source, for one that is missing, torn or of other content.
+    Raises ValueError with one sentence, naming file and source, for one that is missing, torn or of
+    other content.
     """
-    sources = {"vgg16-397923af.pth": "https://download.pytorch.org/models/vgg16-397923af.pth",
-               "vgg.pth": "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/vgg.pth)"}
+    sources = {
+        "vgg16-397923af.pth": "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "vgg.pth": "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/vgg.pth)",
+    }
     weights = {}
     for name, source in sources.items():
         file = Path(path) if path and Path(path).is_file() else Path(path or ".") / name
         if not path or not file.is_file():
-            raise ValueError(f"LPIPS needs the file {name} in the folder given by --lpips_weights; it is published at {source}")
+            raise ValueError(
+                f"LPIPS needs the file {name} in the folder given by --lpips_weights; "
+                f"it is published at {source}"
+            )
         try:
             weights[name] = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"{file} is damaged or no weights file ({type(error).__name__}); fetch it again from {source}") from None
+            raise ValueError(
+                f"{file} is damaged or no weights file ({type(error).__name__}); "
+                f"fetch it again from {source}"
+            ) from None
+    vgg = weights["vgg16-397923af.pth"]
+    heads = weights["vgg.pth"]
     net = LPIPS()
-    number, convolution, state = 0, 0, {}
+    number = 0
+    convolution = 0
+    state = {}
     try:
         for layer in VGG16:
-            if layer != "pool":
-                for part in ("weight", "bias"):
-                    state[f"convolutions.{convolution}.{part}"] = weights["vgg16-397923af.pth"][f"features.{number}.{part}"]
-                convolution += 1
-            number += 1 if layer == "pool" else 2  # torchvision numbers the ReLU behind each convolution too
-        state.update({f"heads.{n}": weights["vgg.pth"][f"lin{n}.model.1.weight"].flatten() for n in range(len(TAPS))})
+            if layer == "pool":
+                number += 1
+                continue
+            for part in ("weight", "bias"):
+                state[f"convolutions.{convolution}.{part}"] = vgg[f"features.{number}.{part}"]
+            convolution += 1
+            # torchvision numbers the ReLU behind each convolution too
+            number += 2
+        for n in range(len(TAPS)):
+            state[f"heads.{n}"] = heads[f"lin{n}.model.1.weight"].flatten()
         net.load_state_dict(state, strict=False)
     except (KeyError, RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"the files in {path} are not VGG16's and LPIPS's ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                         f"fetch them again from {' and '.join(sources.values())}") from None
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise ValueError(
+            f"the files in {path} are not VGG16's and LPIPS's ({reason}); "
+            f"fetch them again from {' and '.join(sources.values())}"
+        ) from None
     return net.eval().requires_grad_(False)
 
 
 def frame_repeats(tokens, last):
     """
-    tokens [N, F, n] of F predicted frames, last [N, n] of the frame before them -> [N, F]: 1 where a frame equals the one before, token by token.
+    tokens [N, F, n] of F predicted frames, last [N, n] of the frame before them -> [N, F]: 1 where
+    a frame equals the one before, token by token.
+
     Its mean over the frames is the repetition rate, of the last frame only it is the paper's.
     """
     return (tokens == torch.cat([last[:, None], tokens[:, :-1]], dim=1)).all(-1).float()
 
 
 def aggregate_frames(values, how="mean"):
-    """values [N, F], one a predicted frame -> [N]. mean; last: of the last frame; discount: mean with weights 0.9^t. ValueError for another word."""
+    """
+    values [N, F], one a predicted frame -> [N].
+
+    how: mean; last: of the last frame; discount: mean with weights 0.9^t. ValueError for another.
+    """
     if how == "mean":
         return values.mean(1)
     if how == "last":
@@ -501,14 +670,15 @@ def aggregate_frames(values, how="mean"):
     raise ValueError(f"how is {how!r}, expected 'mean', 'last' or 'discount'")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # --reward on the command line
 
 
 def parse_reward(text, known):
     """
-    "mae+0.5*ssim" -> [(1.0, "mae"), (0.5, "ssim")]: a weighted sum of metrics. known: the names there are.
+    "mae+0.5*ssim" -> [(1.0, "mae"), (0.5, "ssim")]: a weighted sum of metrics.
 
+    known: the names there are.
     Raises ValueError with one clear sentence for an unknown name or a weight that is no number.
     """
     terms = []

@@ -1,106 +1,41 @@
 """
-Stage 2: reinforcement learning with verifiable rewards. The world model samples a group of answers to each prompt, every answer is DECODED
-into a predicted next state and scored with the metric it will be judged by, and GRPO makes the better-than-average answers more likely.
+Stage 2: reinforcement learning with verifiable rewards. The world model samples a group of answers
+to each prompt, every answer is DECODED into a predicted next state and scored with the metric it
+will be judged by, and GRPO makes the better-than-average answers more likely.
 
-one process      python train_rlvr.py --world=textgame                 (after: python train_mle.py --world=textgame)
-several GPUs     torchrun --nproc_per_node=8 train_rlvr.py --world=bytesized32
-a laptop test    python train_rlvr.py --preset=smoke                   (after: python train_mle.py --preset=smoke)
-go on            python train_rlvr.py --world=textgame --resume
+    python train_rlvr.py                           the default world, after train_mle.py
+    torchrun --nproc_per_node=8 train_rlvr.py --world=bytesized32
+    python train_rlvr.py --resume                  go on after a stop
 
-GRPO is "DeepSeekMath", arXiv 2402.03300; the recipe is "RLVR-World", arXiv 2505.13934. What to watch: reward up, KL small, and validation
-up; the loss itself says nothing (at the first update the ratio is 1 and the advantages of a group sum to 0, so the loss is 0).
+Whole experiments, with their options and what to expect, are the pages in runs/.
+
+GRPO is "DeepSeekMath", arXiv 2402.03300; the recipe is "RLVR-World", arXiv 2505.13934. What to
+watch: reward up, KL small, and validation up; the loss itself says nothing (at the first update the
+ratio is 1 and the advantages of a group sum to 0, so the loss is 0).
 """
+
 import copy
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
-import numpy as np
+# common first: it says how torch's threads wait, before torch is imported
+from common import OUT, BadInput, Run, all_reduce, checkpoint_path, one_of, option
+from common import parse_config, ranks, run_main, share_of, start_processes
+
 import torch
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from common import (BadInput, Guard, MetricsLog, all_reduce, autocast, is_main_process, load_checkpoint, newest_checkpoint, one_of, parse_config,
-                    random_states, resume_command, run_main, save_checkpoint, set_random_states, start_processes, watch_signals)
-from data import evaluate, load_world, refuse_foreign_options, reward_terms, weighted_sum
+from data import load_world
+from evaluate import Decoding, evaluate, validation_indices, validation_loss
+from generate import generate
 from model import Model, ModelConfig
 
-
-@dataclass
-class Config:
-    world: str = "textgame"     # a folder, or its name under data/
-    name: str = ""              # results go to out/<name>; empty: <world>-rlvr
-    init_from: str = ""         # the checkpoint to post-train; empty: out/<world>-mle/best.pt
-    resume: bool = False        # go on with out/<name>/last.pt
-    # the reward and the rollouts
-    reward: str = ""            # a weighted sum of the world's metrics such as strict_task or official_f1+0.5*exact_match; empty: the world's own
-    prompts: int = 32           # prompts per step and process
-    group: int = 16             # G, responses to each prompt
-    temperature: float = 1.0    # of the rollouts; policy and reference are scored at the same temperature
-    choose: str = ""            # weighted sum of metrics by which best.pt is chosen on validation; empty: the world's own
-    lpips_weights: str = ""     # folder of the public VGG16 and LPIPS weights, for the metric lpips of video worlds
-    changed: float = -1.0       # share of prompts whose transition changes something; -1: as in the data
-    power: float = 1.0          # a kind of game is drawn with probability ~ (its records)^power
-    renumber: float = 0.0       # share of prompts whose uuids are permuted (text games)
-    redraw: int = 0             # up to this many further draws to replace prompts whose rewards are all equal (they teach nothing)
-    # GRPO
-    advantage: str = "grpo"     # grpo: (r - mean) / std of the group; mean: no division (Dr. GRPO); loo: leave-one-out (RLOO)
-    supervision: str = "outcome"  # outcome: one advantage for a whole answer; process: each frame's tokens answer for the frames from it on
-    ratio: str = "token"        # importance ratio of each token, or of the whole sequence (GSPO)
-    aggregation: str = "token"  # mean over all tokens; sequence: mean over sequences of their token mean; fixed: sum / (sequences * R) (Dr. GRPO)
-    clip_low: float = 0.2       # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = 0.2
-    dual_clip: float = 3.0      # bound c of the loss for negative advantages; 0: none
-    kl: float = 1e-3            # weight of the KL penalty towards the starting model; 0: no reference model
-    kl_kind: str = "k3"         # estimator of the KL: k1, k2 or k3
-    entropy: float = 0.0        # weight of an entropy bonus
-    updates: int = 2            # optimizer steps per rollout batch: it is cut into so many mini-batches
-    epochs: int = 1             # passes over each rollout batch
-    recompute_old: str = "auto" # old log-probabilities from a forward pass: true, false (the sampler's), auto (true in bf16)
-    # the optimizer
-    lr: float = 3e-4            # constant after warm-up
-    warmup: int = 5             # steps of linear warm-up
-    decay: float = 0.0          # the rate falls to 0 over this last part of the run
-    weight_decay: float = 0.0
-    max_norm: float = 1.0       # gradient norm
-    # how long
-    steps: int = 200            # rollout batches
-    seconds: float = 0.0        # stop after this much training time, validation not counted (0: no limit)
-    eval_every: int = 10        # steps between validations
-    eval_records: int = 256     # validation records
-    eval_temperature: float = 0.0  # of the answers to them (0: greedy); best.pt is best at this temperature
-    # the machine
-    micro_batch: int = 16       # prompts per forward and backward pass
-    rollout_batch: int = 0      # prompts sampled at a time, which needs less memory for each than the update (0: micro_batch)
-    dtype: str = "auto"         # float32, bfloat16 (autocast) or auto
-    compile: bool = False       # torch.compile the model's blocks (needs a compiler)
-    device: str = "auto"        # cpu, cuda, mps or auto
-    seed: int = 0
-    wandb: str = ""             # wandb project to log to as well
-
-
-PAPER = dict(group=5, prompts=128, lr=1e-6, warmup=1, kl=1e-3, entropy=1e-3, dual_clip=0.0, steps=300)  # PAPER.md, "Recipes"
-PAPER_VIDEO = dict(group=16, prompts=128, updates=4, lr=5e-5, warmup=1, kl=1e-3, steps=150, reward="mae+lpips", choose="mae", micro_batch=4, rollout_batch=64,
-                   eval_records=64)
-PRESETS = {
-    "textgame": dict(world="textgame", group=8, changed=0.6, steps=1000, seconds=90, micro_batch=8, eval_records=512),
-    "webnav": dict(world="webnav", group=8, steps=1000, seconds=90),
-    "bytesized32": dict(world="bytesized32", group=8, changed=0.5, power=0.3, renumber=0.7, lr=3e-5, steps=1000, seconds=330, micro_batch=8,
-                        eval_every=20, eval_records=899),
-    "robot": dict(world="robot", prompts=16, steps=1000, seconds=100, eval_records=128),
-    "robot-large": dict(world="robot-large", steps=100000, seconds=900, eval_every=20),
-    "robot-large-multi": dict(world="robot-large-multi", prompts=16, supervision="process", decay=0.7, steps=100000, seconds=1500, eval_temperature=1.0,
-                              reward="mae+0.5*ssim+0.1*repetition"),
-    "paper-single": dict(PAPER_VIDEO, world="paper"),
-    "paper-multi": dict(PAPER_VIDEO, world="paper-multi"),
-    "smoke": dict(prompts=4, group=4, steps=3, eval_every=2, eval_records=8, micro_batch=2),
-    "paper-textgame": dict(PAPER, world="bytesized32", updates=2),
-    "paper-webnav": dict(PAPER, world="webarena", prompts=64, updates=4, steps=1500, reward="official_f1"),
-}
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # GRPO, as pure functions
 
 
@@ -108,16 +43,16 @@ def group_advantages(rewards, kind="grpo", eps=1e-6):
     """
     How much better each answer is than its group. rewards [B, G] -> advantages [B, G] fp32.
 
-    grpo: (r - mean) / (std + eps), std unbiased. mean: r - mean (Dr. GRPO, arXiv 2503.20783). loo: r - mean of the others (RLOO, arXiv
-    2402.14740). Exactly 0 where all rewards of a group are equal up to rounding (max - min <= 1e-6 max(1, |mean|)), and for G = 1.
+    grpo: (r - mean) / (std + eps), std unbiased. mean: r - mean (Dr. GRPO, arXiv 2503.20783). loo:
+    r - mean of the others (RLOO, arXiv 2402.14740). Exactly 0 where all rewards of a group are
+    equal up to rounding (max - min <= 1e-6 max(1, |mean|)), and for G = 1.
     """
     one_of("advantage", kind, ("grpo", "mean", "loo"))
     rewards = rewards.float()
-    B, G = rewards.shape
+    G = rewards.size(1)
     if G == 1:
         return torch.zeros_like(rewards)
-    mean = rewards.mean(1, keepdim=True)
-    advantages = rewards - mean
+    advantages = rewards - rewards.mean(1, keepdim=True)
     if kind == "grpo":
         advantages = advantages / (rewards.std(1, keepdim=True) + eps)
     if kind == "loo":
@@ -127,13 +62,15 @@ def group_advantages(rewards, kind="grpo", eps=1e-6):
 
 def process_advantages(rewards, frame_of_token, kind="grpo"):
     """
-    Advantages of tokens where every frame has a reward of its own (process supervision, "DeepSeekMath" 4.1.3): a token cannot change the frames
-    before its own, so it is compared within the group by the sum of the rewards from its own frame on.
+    Advantages of tokens where every frame has a reward of its own (process supervision,
+    "DeepSeekMath" 4.1.3): a token cannot change the frames before its own, so it is compared within
+    the group by the sum of the rewards from its own frame on.
 
-    rewards [B, G, F], frame_of_token [R] -> [B, G, R]. With F = 1 all tokens have the advantage of group_advantages.
+    rewards [B, G, F], frame_of_token [R] -> [B, G, R]. With F = 1 it is group_advantages.
     """
     to_go = rewards.flip(-1).cumsum(-1).flip(-1)  # [B, G, F]
-    return torch.stack([group_advantages(column, kind) for column in to_go.unbind(-1)], dim=-1)[..., frame_of_token]
+    by_frame = [group_advantages(column, kind) for column in to_go.unbind(-1)]
+    return torch.stack(by_frame, dim=-1)[..., frame_of_token]
 
 
 def equal_rewards(rewards):
@@ -145,9 +82,10 @@ def aggregate(values, mask, kind="token", tokens=None, sequences=None, longest=N
     """
     One number out of per-token values [..., R] under mask [..., R].
 
-    token: sum / tokens. sequence: mean over sequences of the token mean. fixed: sum / (sequences * longest). tokens and sequences are those of
-    the WHOLE mini-batch (all ranks and micro-batches), longest is the longest response there can be; by default all three are this tensor's.
-    So splitting a mini-batch, or trimming its padding, never changes the gradient.
+    token: sum / tokens. sequence: mean over sequences of the token mean. fixed: sum / (sequences *
+    longest). tokens and sequences are those of the WHOLE mini-batch (all ranks and micro-batches),
+    longest is the longest response there can be; by default all three are this tensor's. So
+    splitting a mini-batch, or trimming its padding, never changes the gradient.
     """
     one_of("aggregation", kind, ("token", "sequence", "fixed"))
     values = values.masked_fill(~mask, 0.0)
@@ -160,35 +98,70 @@ def aggregate(values, mask, kind="token", tokens=None, sequences=None, longest=N
     return values.sum() / (sequences * (longest or values.size(-1)))
 
 
-def policy_loss(logprob, old_logprob, advantages, mask, clip_low=0.2, clip_high=0.2, dual_clip=3.0, ratio="token"):
+def importance(logprob, old_logprob, mask, ratio="token"):
     """
-    The clipped surrogate loss per token. logprob, old_logprob, mask [..., R]; advantages [...], one per response, or [..., R].
-
-    PPO (arXiv 1707.06347): max(-rho A, -clip(rho, 1 - low, 1 + high) A); for A < 0 at most -c A (dual clip, arXiv 1912.09729; c = 0: off).
-    rho is the ratio of each token, or for ratio="sequence" the geometric mean over the response (GSPO, arXiv 2507.18071).
-    Returns (loss, rho, clipped), each [..., R]; clipped marks tokens whose gradient the clip (not the dual clip) has cut.
+    rho [..., R], how much more likely the policy has become to say what was sampled: of each token,
+    or for ratio="sequence" the geometric mean over the response (GSPO, arXiv 2507.18071).
     """
     one_of("ratio", ratio, ("token", "sequence"))
-    difference = (logprob - old_logprob).masked_fill(~mask, 0.0)  # before exp: a wild value under the mask must not become NaN
+    # before exp: a wild value under the mask must not become NaN
+    difference = (logprob - old_logprob).masked_fill(~mask, 0.0)
     if ratio == "sequence":
-        difference = (difference.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(difference)
-    rho = difference.clamp(-20, 20).exp()
+        mean = difference.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+        difference = mean.expand_as(difference)
+    return difference.clamp(-20, 20).exp()
+
+
+def policy_loss(
+    logprob,
+    old_logprob,
+    advantages,
+    mask,
+    clip_low=0.2,
+    clip_high=0.2,
+    dual_clip=3.0,
+    ratio="token",
+):
+    """
+    The clipped surrogate loss per token. logprob, old_logprob, mask [..., R]; advantages [...], one
+    per response, or [..., R].
+
+    PPO (arXiv 1707.06347): max(-rho A, -clip(rho, 1 - low, 1 + high) A); for A < 0 at most -c A
+    (dual clip, arXiv 1912.09729; c = 0: off); rho: see importance. Returns (loss, rho, clipped),
+    each [..., R]; clipped marks tokens whose gradient the clip (not the dual clip) has cut.
+    """
+    rho = importance(logprob, old_logprob, mask, ratio)
     A = advantages if advantages.dim() == logprob.dim() else advantages[..., None]
-    plain, clipped = -rho * A, -rho.clamp(1 - clip_low, 1 + clip_high) * A
-    loss = torch.maximum(plain, clipped)
+    plain = -rho * A
+    bounded = -rho.clamp(1 - clip_low, 1 + clip_high) * A
+    loss = torch.maximum(plain, bounded)
     if dual_clip:
         loss = torch.where(A < 0, torch.minimum(loss, -dual_clip * A), loss)
-    return loss, rho, (clipped > plain) & mask
+    return loss, rho, (bounded > plain) & mask
+
+
+def cispo_loss(logprob, old_logprob, advantages, mask, clip_low, clip_high, dual_clip, ratio):
+    """
+    CISPO (arXiv 2506.13585): REINFORCE with a bounded importance weight, -sg(clip(rho)) A logprob.
+    No token loses its gradient. Arguments and results as policy_loss; dual_clip has no meaning.
+    """
+    rho = importance(logprob, old_logprob, mask, ratio)
+    A = advantages if advantages.dim() == logprob.dim() else advantages[..., None]
+    weight = rho.detach().clamp(1 - clip_low, 1 + clip_high)
+    loss = -weight * A * logprob.masked_fill(~mask, 0.0)
+    return loss, rho, (weight != rho.detach()) & mask
 
 
 def kl_estimate(logprob, ref_logprob, kind="k3"):
     """
-    Estimate of KL(policy || reference) per token from samples of the policy (Schulman, "Approximating KL divergence"), any shape.
+    Estimate of KL(policy || reference) per token from samples of the policy (Schulman,
+    "Approximating KL divergence"), any shape.
 
-    With d = ref_logprob - logprob, clamped to [-20, 20]: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d, at most 10.
+    With d = ref_logprob - logprob, clamped to [-20, 20]: k1 = -d, k2 = d^2 / 2, and
+    k3 = exp(d) - 1 - d, at most 10.
     """
+    one_of("kl_estimator", kind, ("k1", "k2", "k3"))
     d = (ref_logprob - logprob).clamp(-20, 20)
-    one_of("kl_kind", kind, ("k1", "k2", "k3"))
     if kind == "k1":
         return -d
     if kind == "k2":
@@ -196,298 +169,396 @@ def kl_estimate(logprob, ref_logprob, kind="k3"):
     return (torch.expm1(d) - d).clamp(max=10)  # expm1: exp(d) - 1 loses all digits near 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+class Algorithm(NamedTuple):
+    """What makes GRPO and its kin different from each other."""
+
+    advantages: str = "grpo"  # kind of group_advantages
+    ratio: str = "token"  # kind of importance
+    average: str = "token"  # kind of aggregate
+    clip: tuple = (0.2, 0.2, 3.0)  # clip_low, clip_high and dual_clip of the loss
+    loss: Callable = policy_loss
+
+
+ALGORITHMS = {
+    "grpo": Algorithm(),
+    "grpo_single_clip": Algorithm(clip=(0.2, 0.2, 0.0)),  # the paper's, for text and web
+    "dr_grpo": Algorithm(advantages="mean", average="fixed"),
+    "rloo": Algorithm(advantages="loo"),
+    "gspo": Algorithm(ratio="sequence", average="sequence", clip=(3e-4, 4e-4, 0.0)),
+    "cispo": Algorithm(clip=(1.0, 4.0, 0.0), loss=cispo_loss),
+}
+
+
+@dataclass
+class Config:
+    world: str = "textgame"  # a folder, or its name under data/
+    task: str = ""  # the world's task.py, where it is your own
+    name: str = ""  # results go to out/<name>; empty: <world>-rlvr
+    init_from: str = ""  # the run or checkpoint to post-train; empty: <world>-mle
+    resume: bool = False  # go on with out/<name>/last.pt
+    # the rollouts
+    prompts_per_step: int = option(32, 1, 2**20)  # of all processes together
+    group_size: int = option(16, 2, 4096)  # G, responses to each prompt
+    temperature: float = option(1.0, 0.01, 100.0)  # policy and reference are scored at it, too
+    changed_fraction: float = option(-1.0, -1.0, 1.0)  # text: prompts that change; -1: the data's
+    kind_power: float = option(1.0, 0.0, 10.0)  # text: a game's probability ~ (its records)^this
+    permute_ids: float = option(0.0, 0.0, 1.0)  # text games: share of prompts with other uuids
+    redraw: int = option(0, 0, 100)  # draws to replace prompts whose rewards are all equal
+    # the reward: a weighted sum of the world's metrics, such as strict_task or mae+0.5*ssim
+    reward: str = ""  # empty: the world's own
+    select_by: str = ""  # the reward by which best.pt is chosen; empty: the one that is trained
+    lpips_weights: str = ""  # folder of the public VGG16 and LPIPS weights, for the metric lpips
+    # the algorithm
+    algorithm: str = option("grpo", *ALGORITHMS)
+    # outcome: one advantage for a whole answer; process: each frame's tokens answer for the frames
+    # from it on
+    supervision: str = option("outcome", "outcome", "process")
+    kl_coef: float = option(1e-3, 0.0, 1e3)  # weight of the KL to the starting model; 0: no KL
+    kl_estimator: str = option("k3", "k1", "k2", "k3")
+    entropy_coef: float = option(0.0, -1e3, 1e3)  # weight of an entropy bonus
+    num_minibatches: int = option(2, 1, 2**20)  # optimizer steps per rollout batch
+    update_epochs: int = option(1, 1, 1000)  # passes over each rollout batch
+    # the optimizer: AdamW
+    lr: float = option(3e-4, 0.0, 10.0)
+    warmup: int = option(5, 1, 10**6)  # steps of linear warm-up
+    decay: float = option(0.0, 0.0, 1.0)  # the rate falls to 0 over this last part of the run
+    max_grad_norm: float = option(1.0, 1e-6, 1e9)
+    # how long
+    steps: int = option(120, 1, 10**9)  # rollout batches
+    seconds: float = option(0.0, 0.0, 1e9)  # a cap on training time, if you want one (0: none)
+    eval_every: int = option(10, 1, 10**9)  # steps between validations
+    eval_records: int = option(256, 1, 10**9)  # validation records
+    eval_temperature: float = option(0.0, 0.0, 100.0)  # of the answers to them; 0: greedy
+    # the machine
+    micro_batch_size: int = option(16, 1, 2**20)  # prompts per forward and backward pass
+    rollout_batch_size: int = option(0, 0, 2**20)  # prompts sampled at a time; 0: micro_batch_size
+    dtype: str = option("auto", "auto", "float32", "bfloat16")  # bfloat16 by autocast
+    compile: bool = False  # torch.compile the model's blocks (needs a compiler)
+    device: str = "auto"  # cpu, cuda, mps or auto
+    threads: int = option(2, 1, 1024)  # of a CPU
+    seed: int = option(0, 0, 2**31)
+    out: str = OUT  # the folder of all results
+    wandb: str = ""  # wandb project to log to as well
+
+
+SMOKE = dict(prompts_per_step=4, group_size=4, num_minibatches=2, micro_batch_size=2)
+SMOKE.update(steps=3, eval_every=2, eval_records=8, rollout_batch_size=0)
+
+# ------------------------------------------------------------------------------------------------
 # Rollouts
 
 
 @dataclass
 class Experience:
-    """Answers to a few prompts and all that the update needs of them. B prompts, G responses, R tokens."""
-    prompt: torch.Tensor        # [B, P]
-    prompt_len: torch.Tensor    # [B]
-    tokens: torch.Tensor        # [B, G, R]
-    mask: torch.Tensor          # [B, G, R] sampled tokens up to and including the end token; not the forced ones
-    ended: torch.Tensor         # [B, G] whether the end token was sampled
-    rewards: torch.Tensor       # [B, G]
-    advantages: torch.Tensor    # [B, G], or of each token [B, G, R]
-    old_logprob: torch.Tensor   # [B, G, R]
+    """Answers to B prompts and all that the update needs of them. G responses, R tokens."""
+
+    prompt: torch.Tensor  # [B, P]
+    prompt_len: torch.Tensor  # [B]
+    tokens: torch.Tensor  # [B, G, R]
+    mask: torch.Tensor  # [B, G, R] sampled tokens up to and including the end token
+    length: torch.Tensor  # [B, G] of the answers, given tokens and end token included
+    ended: torch.Tensor  # [B, G] whether the end token was sampled
+    rewards: torch.Tensor  # [B, G]
+    advantages: torch.Tensor  # [B, G], or of each token [B, G, R]
+    old_logprob: torch.Tensor  # [B, G, R]
     ref_logprob: torch.Tensor = None  # [B, G, R]
 
+    def rows(self, chosen):
+        """The prompts `chosen` [n]."""
+        return Experience(*(t if t is None else t[chosen] for t in vars(self).values()))
 
-PER_TOKEN = ("tokens", "mask", "advantages", "old_logprob", "ref_logprob")  # fields whose last dimension is R (advantages: or there is none)
+    def pieces(self, size):
+        """
+        Yields (rows, Experience) of `size` prompts at a time, those with short answers first, each
+        trimmed to its own longest prompt and answer.
+        """
+        for rows in self.mask.sum(-1).amax(1).argsort().split(size):
+            e = self.rows(rows)
+            R = int(e.mask.any(0).any(0).nonzero().max()) + 1
+            trimmed = {"prompt": e.prompt[:, : int(e.prompt_len.max())]}
+            for name in ("tokens", "mask", "advantages", "old_logprob", "ref_logprob"):
+                value = getattr(e, name)
+                if value is not None and value.dim() == 3:
+                    trimmed[name] = value[..., :R]
+            yield rows, replace(e, **trimmed)
 
 
-def rollout(model, world, numbers, terms, config, context, generator, rng):
-    """Samples and scores G answers to each of the training prompts `numbers`. Returns (Experience, seconds sampling, seconds scoring)."""
-    start = time.perf_counter()
-    batch = world.batch("train", numbers, config.renumber, rng)
-    with context:
-        sampled = model.sample(batch.prompt, batch.prompt_len, config.group, world.response_len, world.eos_id, world.legal(), batch.forced,
-                               config.temperature, generator=generator)
-    mask = sampled.mask()
-    if batch.forced is not None:
-        mask = mask & (batch.forced < 0)[:, None]
-    longest = int(sampled.length.max())
-    middle = time.perf_counter()
-    names = [name for _, name in terms]
+def join(parts):
+    """Puts Experiences together, their prompts padded to the longest."""
+    longest = max(e.prompt.size(1) for e in parts)
+    parts = [replace(e, prompt=F.pad(e.prompt, (0, longest - e.prompt.size(1)))) for e in parts]
+    columns = [[getattr(e, field.name) for e in parts] for field in fields(Experience)]
+    return Experience(*(None if c[0] is None else torch.cat(c) for c in columns))
+
+
+def judge(world, batch, rollout, terms, config):
+    """Decodes and scores the responses of a rollout -> Experience."""
+    kind = ALGORITHMS[config.algorithm].advantages
     if config.supervision == "process":
-        frames = weighted_sum(world, terms, world.score(batch, sampled.tokens, names, per_frame=True))  # [B, G, F]
-        rewards, advantages = frames.mean(-1), process_advantages(frames, world.frame_of_token(), config.advantage)[..., :longest]
+        names = [name for _, name in terms]
+        scores = world.score(batch, rollout.tokens, names, per_frame=True)
+        by_frame = world.weighted_sum(terms, scores)  # [B, G, F]
+        rewards = by_frame.mean(-1)
+        advantages = process_advantages(by_frame, world.frame_of_token(), kind)  # [B, G, R]
     else:
-        rewards = weighted_sum(world, terms, world.score(batch, sampled.tokens, names))  # [B, G]
-        advantages = group_advantages(rewards, config.advantage)
-    experience = Experience(batch.prompt, batch.prompt_len, sampled.tokens[..., :longest], mask[..., :longest], sampled.ended, rewards, advantages,
-                            sampled.logprob[..., :longest])
-    return experience, middle - start, time.perf_counter() - middle
+        rewards = world.compute_reward(batch, rollout.tokens, terms)  # [B, G]
+        advantages = group_advantages(rewards, kind)
+    mask = rollout.mask()
+    if batch.forced is not None:  # what the world gave is not the model's doing
+        mask = mask & (batch.forced < 0)[:, None]
+    question = batch.prompt, batch.prompt_len
+    answer = rollout.tokens, mask, rollout.length, rollout.ended
+    return Experience(*question, *answer, rewards, advantages, rollout.logprob)
 
 
-def select(experience, rows):
-    """The prompts `rows` [n] of an Experience."""
-    return Experience(*(None if field is None else field[rows] for field in vars(experience).values()))
+def collect(policy, world, terms, config, precision, rng, watch):
+    """
+    Samples and scores this process's share of a step's prompts. Returns (Experience, share of the
+    drawn prompts whose rewards were all equal, indices of all that were drawn).
 
-
-def pieces(experience, size):
-    """Cuts an Experience into pieces of `size` prompts, prompts with short answers first, each trimmed to its own longest prompt and answer."""
-    order = experience.mask.sum(-1).amax(1).argsort()
-    for rows in order.split(size):
-        e = select(experience, rows)
-        P, R = int(e.prompt_len.max()), int(e.mask.any(0).any(0).nonzero().max()) + 1
-        yield rows, replace(e, prompt=e.prompt[:, :P], **{name: field[..., :R] for name, field in vars(e).items() if name in PER_TOKEN
-                                                         and field is not None and field.dim() == 3})
-
-
-def join(experiences, eos_id):
-    """Puts Experiences together again, padding prompts and responses to the longest."""
-    def cat(name):
-        tensors = [getattr(e, name) for e in experiences]
-        if tensors[0] is None:
-            return None
-        if name == "prompt" or name in PER_TOKEN and tensors[0].dim() == 3:  # the last dimension is P or R
-            longest = max(t.size(-1) for t in tensors)
-            filler = eos_id or 0 if name in ("prompt", "tokens") else 0
-            tensors = [torch.nn.functional.pad(t, (0, longest - t.size(-1)), value=filler) for t in tensors]
-        return torch.cat(tensors)
-    return Experience(*(cat(name) for name in Experience.__dataclass_fields__))
-
-
-def legal_positions(world, R):
-    """The world's legal mask [R, V] for responses cut to R tokens, or None."""
-    legal = world.legal()
-    return None if legal is None else legal[:R]
+    With --redraw such prompts, which teach nothing, are replaced by others while draws are left.
+    """
+    n = config.prompts_per_step // ranks()
+    seed = int(rng.integers(2**62))
+    generator = torch.Generator(world.device).manual_seed(seed)
+    size = config.rollout_batch_size or config.micro_batch_size
+    kept = []
+    drawn = []
+    wasted = 0
+    for draws_left in range(config.redraw, -1, -1):
+        missing = n - sum(len(e.prompt) for e in kept)
+        if not missing:
+            break
+        indices = world.draw("train", missing, rng, config.changed_fraction, config.kind_power)
+        indices.sort(key=lambda i: world.prompt_length("train", i))
+        drawn += indices
+        for i in range(0, missing, size):
+            batch = world.batch("train", indices[i : i + size], config.permute_ids, rng)
+            with precision:
+                rollout = generate(policy, batch, config.group_size, config.temperature, generator)
+            watch.lap("sampling")
+            experience = judge(world, batch, rollout, terms, config)
+            flat = equal_rewards(experience.rewards)
+            wasted += flat.sum().item()
+            kept.append(experience.rows(~flat) if draws_left else experience)
+            watch.lap("scoring")
+    return join(kept), wasted / len(drawn), drawn
 
 
 @torch.no_grad()
-def score_tokens(model, world, experience, config, context):
-    """Log-probabilities [B, G, R] of the sampled tokens under a model, at the temperature and legal mask of the rollouts."""
+def score(model, world, experience, config, precision):
+    """Log-probabilities [B, G, R] of the sampled tokens, at the temperature of the rollouts."""
     logprob = torch.zeros(experience.tokens.shape, device=experience.tokens.device)
-    for rows, e in pieces(experience, config.micro_batch):
-        with context:
-            logprob[rows, :, :e.tokens.size(-1)] = model(e.prompt, e.prompt_len, e.tokens, e.mask, legal_positions(world, e.tokens.size(-1)),
-                                                         config.temperature, entropy=False)[0]
+    for rows, e in experience.pieces(config.micro_batch_size):
+        answers = e.prompt, e.prompt_len, e.tokens, e.mask
+        with precision:
+            own, _ = model(*answers, world.allowed_ids, config.temperature, entropy=False)
+        logprob[rows, :, : own.size(-1)] = own
     return logprob
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # The update
 
 
-def update(network, model, optimizer, world, experience, config, context, world_size):
+def update(network, optimizer, world, experience, config, precision):
     """
-    One optimizer step on a mini-batch, cut into micro-batches. Returns sums over the mini-batch for the log, as a dictionary.
+    One optimizer step on a mini-batch, cut into micro-batches. Returns {name: mean over the
+    mini-batch's tokens} for the log, and the gradient's norm.
 
-    Every denominator is that of the global mini-batch: neither micro-batches nor ranks change the gradient.
+    Every denominator is that of the global mini-batch: neither micro-batches nor ranks change the
+    gradient.
     """
-    tokens, sequences = all_reduce([experience.mask.sum().item(), experience.rewards.numel()])
-    totals = dict.fromkeys(("loss", "kl", "entropy", "clipped", "ratio", "ratio_error"), 0.0)
-    parts = list(pieces(experience, config.micro_batch))
+    algorithm = ALGORITHMS[config.algorithm]
+    local = [experience.mask.sum().item(), experience.rewards.numel()]
+    tokens, sequences = all_reduce(local)
+    sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "ratio", "ratio_error"), 0.0)
+    parts = list(experience.pieces(config.micro_batch_size))
     for i, (_, e) in enumerate(parts):
-        with nullcontext() if world_size == 1 or i == len(parts) - 1 else network.no_sync():  # exchange gradients once, at the end
-            with context:
-                logprob, entropy = network(e.prompt, e.prompt_len, e.tokens, e.mask, legal_positions(world, e.tokens.size(-1)), config.temperature)
-            loss, rho, clipped = policy_loss(logprob, e.old_logprob, e.advantages, e.mask, config.clip_low, config.clip_high,
-                                             config.dual_clip, config.ratio)
-            if config.kl:
-                penalty = kl_estimate(logprob, e.ref_logprob, config.kl_kind)
-                totals["kl"] += penalty.detach().masked_fill(~e.mask, 0).sum()
-                loss = loss + config.kl * penalty
-            if config.entropy:
-                loss = loss - config.entropy * entropy
-            loss = aggregate(loss, e.mask, config.aggregation, tokens, sequences, world.response_len)
-            (loss * world_size).backward()  # DDP averages over ranks, we want the sum
-        totals["loss"] += loss.detach()
-        totals["entropy"] += entropy.detach().sum()
-        totals["clipped"] += clipped.sum()
-        totals["ratio"] += rho.detach().masked_fill(~e.mask, 0).sum()
-        totals["ratio_error"] += (rho.detach() - 1).abs().masked_fill(~e.mask, 0).sum()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_norm).item()
-    if math.isfinite(norm):  # the loop's guard counts those that are not
+        # gradients are exchanged once, behind the last micro-batch
+        last = i == len(parts) - 1
+        once = nullcontext() if ranks() == 1 or last else network.no_sync()
+        with once:
+            answers = e.prompt, e.prompt_len, e.tokens, e.mask
+            with precision:
+                logprob, entropy = network(*answers, world.allowed_ids, config.temperature)
+            sampled = e.old_logprob, e.advantages, e.mask
+            loss, rho, clipped = algorithm.loss(logprob, *sampled, *algorithm.clip, algorithm.ratio)
+            if config.kl_coef:
+                kl = kl_estimate(logprob, e.ref_logprob, config.kl_estimator)
+                sums["kl"] += kl.detach().masked_fill(~e.mask, 0).sum()
+                loss = loss + config.kl_coef * kl
+            if config.entropy_coef:
+                loss = loss - config.entropy_coef * entropy
+            loss = aggregate(loss, e.mask, algorithm.average, tokens, sequences, world.response_len)
+            (loss * ranks()).backward()  # DDP averages over ranks, we want the sum
+        sums["loss"] += loss.detach() * tokens  # it is a mean already
+        sums["entropy"] += entropy.detach().sum()
+        sums["clipped"] += clipped.sum()
+        sums["ratio"] += rho.detach().masked_fill(~e.mask, 0).sum()
+        sums["ratio_error"] += (rho.detach() - 1).abs().masked_fill(~e.mask, 0).sum()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm).item()
+    if math.isfinite(norm):  # the loop counts those that are not
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    names = list(totals)
-    values = all_reduce([float(totals[name]) for name in names])
-    return dict(zip(names, [values[0]] + [v / tokens for v in values[1:]]), norm=norm)
+    means = [value / tokens for value in all_reduce([float(s) for s in sums.values()])]
+    return dict(zip(sums, means), norm=norm)
+
+
+class Watch:
+    """Seconds of the phases of a step, the device awaited at the end of each."""
+
+    def __init__(self, device):
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.seconds = dict.fromkeys(("sampling", "scoring", "reference", "update"), 0.0)
+        self.last = time.perf_counter()
+
+    def lap(self, phase):
+        """What has passed since the last lap was this phase."""
+        self.wait()
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.last
+        self.last = now
 
 
 def troubles(rows):
-    """Sentences about what the last rows of the log look like, {kind: sentence}: what is wrong and what to try."""
-    found = {}
+    """Sentences about the last rows of the log: what looks wrong and what to try."""
+    less = "try a lower --lr or a higher --kl_coef"
     if len(rows) >= 20 and all(row["equal_groups"] == 1 for row in rows[-20:]):
-        found["equal"] = "all groups of the last 20 steps had equal rewards, so nothing is learned; try a higher --temperature, "\
-                         "a larger --group or another --reward"
+        yield (
+            "all groups of the last 20 steps had equal rewards, so nothing is learned; try a "
+            "higher --temperature, a larger --group_size or another --reward"
+        )
     if rows[-1]["limit"] > 0.5:
-        found["limit"] = "more than half of the answers never end; try a lower --lr or a higher --kl, or go back to an earlier checkpoint"
+        yield f"more than half of the answers never end; {less}, or go back to a checkpoint"
     if rows[-1]["kl"] > 1:
-        found["kl"] = "the policy is more than 1 nat per token away from the starting model; try a lower --lr or a higher --kl"
-    return found
+        yield f"the policy is more than 1 nat per token away from where it started; {less}"
+
+
+def log_step(run, experience, updates, watch, equal_groups, sampler_error):
+    """Averages what a step has shown over its updates and all ranks, and writes it down."""
+    lengths = experience.length.float()
+    tokens = experience.prompt_len.sum().item() + lengths.sum().item()
+    row = {
+        "reward": experience.rewards.mean().item(),
+        "reward_std": experience.rewards.std(1).mean().item(),
+        "equal_groups": equal_groups,
+        "length": lengths.mean().item(),
+        "limit": 1 - experience.ended.float().mean().item(),
+        **{f"{phase}_s": seconds for phase, seconds in watch.seconds.items()},
+    }
+    row = dict(zip(row, all_reduce(row.values(), "mean")))
+    for name in updates[0]:
+        if name != "ratio_error":
+            row[name] = sum(u[name] for u in updates) / len(updates)
+    # how far the sampler's own log-probabilities are from those that the update starts from
+    row["ratio_error_first"] = updates[0]["ratio_error"] if sampler_error is None else sampler_error
+    row["skipped"] = run.skipped
+    run.log(("reward", "equal_groups", "kl", "entropy", "length"), tokens, **row)
+    return row
 
 
 def main(argv):
-    config = parse_config(Config, argv, PRESETS)
-    device, rank, world_size = start_processes(config.device, config.seed)
-    for name, choices in (("advantage", ("grpo", "mean", "loo")), ("ratio", ("token", "sequence")), ("kl_kind", ("k1", "k2", "k3")),
-                          ("supervision", ("outcome", "process")), ("aggregation", ("token", "sequence", "fixed")), ("recompute_old", ("auto", "true", "false"))):
-        one_of(name, getattr(config, name), choices)
-    if config.group < 2 or config.temperature <= 0 or config.eval_temperature < 0 or config.prompts % config.updates or not 0 <= config.decay <= 1 \
-            or config.micro_batch < 1 or config.rollout_batch < 0:
-        raise BadInput("--group must be at least 2, --temperature above 0, --eval_temperature at least 0, --decay from 0 to 1, --micro_batch at least 1, "
-                       "--rollout_batch at least 0, and --prompts a multiple of --updates")
-    world = load_world(config.world, device, config.lpips_weights)
-    refuse_foreign_options(world, config)
-    terms, chosen_by = reward_terms(world, config.reward or world.reward), config.choose or world.headline
-    headline = reward_terms(world, chosen_by)
-    if config.supervision == "process" and (getattr(world, "horizon", 1) == 1 or not all(name in world.metrics and name != "last_repeats" for _, name in terms)):
-        raise BadInput("--supervision=process needs a world that predicts several frames, and a reward of metrics that each frame has: none of the last "
-                       "frame only, none discounted")
-    folder = Path("out") / (config.name or f"{Path(config.world).name}-rlvr")
-    context = autocast(device, config.dtype)
-    recompute = config.recompute_old == "true" or (config.recompute_old == "auto" and not isinstance(context, nullcontext))
+    config = parse_config(Config, argv, SMOKE)
+    device, rank, world_size, precision = start_processes(config)
+    world = load_world(config.world, device, config.task, config.lpips_weights)
+    world.refuse_foreign_options(config)
+    terms = world.terms(config.reward or world.reward)
+    selection = world.terms(config.select_by or config.reward or world.reward)
+    share_of("prompts_per_step", config.prompts_per_step, world_size * config.num_minibatches)
+    if config.supervision == "process" and not world.scores_frames(terms):
+        raise BadInput(
+            "--supervision=process needs a world that predicts several frames, and a reward of "
+            "metrics that each frame has: none of the last frame only, none discounted"
+        )
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # policy, reference, optimizer
-    name = Path(config.world).name
-    path = folder / "last.pt" if config.resume else config.init_from or f"out/{name}-mle/best.pt"
-    checkpoint = (newest_checkpoint if config.resume else load_checkpoint)(path, device, make=f"python train_mle.py --world={config.world}")
-    if checkpoint["world"] != world.fingerprint:
-        raise BadInput(f"{path} was trained on another world ({checkpoint['world']}, not {world.fingerprint}); name the right one with --world or --init_from")
-    model = Model(ModelConfig(**checkpoint["model_config"])).to(device)
-    if model.config.block_size < world.block_size:
-        raise BadInput(f"{path} was trained with block_size {model.config.block_size}, but {config.world} has sequences of {world.block_size} "
-                       f"tokens; train it on this world: python train_mle.py --world={config.world}")
-    model.load_state_dict(checkpoint["reference"] if config.resume else checkpoint["model"])
-    reference = copy.deepcopy(model).eval().requires_grad_(False)
-    model.load_state_dict(checkpoint["model"])
-    model.eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda")
-    step, trained, best, evaluated = 0, 0.0, -math.inf, -1
-    before = checkpoint["seconds_before"] + (0 if config.resume else checkpoint["seconds"])  # of the stages this one builds on
-    if config.resume:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        step, trained, best, evaluated = checkpoint["progress"]
-        set_random_states(checkpoint["random"])
+    # --------------------------------------------------------------------------------------------
+    # the policy, and the model that it starts from as a frozen reference
+    make = f"python train_mle.py --world={config.world}"
+    run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint, make)
+    checkpoint = run.resumed
+    if not checkpoint:
+        path = checkpoint_path(config.init_from or f"{world.name}-mle", config.out)
+        checkpoint = run.start_from(path, device, make, stages=("mle", "rlvr"))
+    model_config = ModelConfig(**checkpoint["model_config"])
+    if model_config.block_size < world.block_size:
+        raise BadInput(
+            f"this model was trained with block_size {model_config.block_size}, but {world.name} "
+            f"has sequences of {world.block_size} tokens; train it on this world: {make}"
+        )
+    policy = Model(model_config).to(device).eval()
+    policy.load_state_dict(checkpoint["model"])
+    checkpoint = None
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.lr,
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+        fused=device.type == "cuda",
+    )
+    run.keep(model_config, model=policy, reference=reference, optimizer=optimizer)
     if config.compile:
-        model.compile_blocks()
-    network = DistributedDataParallel(model) if world_size > 1 else model
-    log = MetricsLog(folder, asdict(config), config.wandb, checkpoint["log_position"] if config.resume else 0)
-    guard, asked = Guard(folder / "last.pt"), watch_signals()
-    val = np.random.default_rng(0).permutation(len(world.records["val"]))[:config.eval_records].tolist()
+        policy.compile_blocks()
+    network = DistributedDataParallel(policy) if world_size > 1 else policy
+    val = validation_indices(world, config.eval_records)
 
-    def save(filename):
-        if is_main_process():
-            save_checkpoint(folder / filename, {
-                "model": model.state_dict(), "reference": reference.state_dict(), "optimizer": optimizer.state_dict(), "stage": "rlvr",
-                "config": asdict(config), "model_config": asdict(model.config), "world": world.fingerprint, "random": random_states(),
-                "seconds": trained, "seconds_before": before, "progress": (step, trained, best, evaluated), "log_position": log.position()},
-                keep=filename == "last.pt")
+    def validate():
+        generator = torch.Generator(device).manual_seed(0)
+        decoding = Decoding(config.eval_temperature)
+        names = list(dict.fromkeys([*world.metrics, *(name for _, name in selection)]))
+        scores = evaluate(policy, world, "val", val, names, decoding, generator=generator).metrics
+        reward = world.weighted_sum(selection, scores).mean().item()
+        loss = validation_loss(policy, world, val, precision)
+        means = {name: values.mean().item() for name, values in scores.items()}
+        return (reward, -loss), {"reward": reward, **means, "loss": loss}
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # the loop: sample, decode and score, compare within the group, update
-    bar = tqdm(disable=not is_main_process(), unit="step", initial=step, total=config.steps)
-    recent, told = [], set()
-    while True:
-        finished = step >= config.steps or (config.seconds and trained >= config.seconds)
-        if evaluated != step and (step % config.eval_every == 0 or finished):
-            scores, answers = evaluate(model, world, "val", val, list(world.metrics), temperature=config.eval_temperature,
-                                       generator=torch.Generator(device).manual_seed(0))
-            means = {f"val_{n}": v.mean().item() for n, v in scores.items()}
-            value = weighted_sum(world, headline, scores).mean().item()
-            if value > best:
-                best = value
-                save("best.pt")
-            log.write(step, train_seconds=trained, **means)
-            if is_main_process():
-                how = f"T={config.eval_temperature:g}" if config.eval_temperature else "greedy"
-                tqdm.write(f"step {step}: validation, {how}: {', '.join(f'{n[4:]} {v:.4f}' for n, v in means.items())} "
-                           f"(best {chosen_by} {best:.4f}), {answers['length']:.1f} tokens, {trained:.0f} s")
-            evaluated = step
-            save("last.pt")
-        if finished:
-            break
-        if asked():
-            save("last.pt")
-            break
+    # --------------------------------------------------------------------------------------------
+    # the loop
+    recent = []
+    told = set()
+    for step in run.steps(validate):
+        run.set_rate(optimizer, config.lr)
+        rng = run.rng(rank)
+        watch = Watch(device)
 
-        # sample and score; the random numbers of a step depend on seed, step and rank only, so resuming is exact and ranks differ
-        start = time.perf_counter()
-        rng = np.random.default_rng([config.seed, step, rank])
-        generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
-        kept, sampling, scoring, drawn_records, wasted = [], 0.0, 0.0, [], 0
-        for attempt in range(config.redraw + 1):
-            missing = config.prompts - sum(len(e.prompt) for e in kept)
-            if not missing:
-                break
-            numbers = sorted(world.draw("train", missing, rng, config.changed, config.power), key=lambda i: world.prompt_length("train", i))
-            drawn_records += numbers
-            size = config.rollout_batch or config.micro_batch
-            for i in range(0, missing, size):
-                e, seconds_sampling, seconds_scoring = rollout(model, world, numbers[i:i + size], terms, config, context, generator, rng)
-                flat = equal_rewards(e.rewards)
-                sampling, scoring, wasted = sampling + seconds_sampling, scoring + seconds_scoring, wasted + flat.sum().item()
-                kept.append(select(e, ~flat) if config.redraw and attempt < config.redraw else e)
-        experience = join(kept, world.eos_id)
+        # 1. sample a group of answers to each prompt, decode each into a predicted state, score it
+        # against the true one, and compare it with its group
+        experience, equal, drawn = collect(policy, world, terms, config, precision, rng, watch)
+
+        # 2. what did the policy and the reference think of the answers before the update? In bf16
+        # the sampler's own log-probabilities are off by rounding, so that they are computed anew
+        passes = 1 + 3 * config.update_epochs
         sampler_error = None
-        if recompute:
-            sampled, experience.old_logprob = experience.old_logprob, score_tokens(model, world, experience, config, context)
-            gap = (experience.old_logprob - sampled).expm1().abs().masked_fill(~experience.mask, 0).sum() / experience.mask.sum()
+        if config.dtype == "bfloat16":
+            sampled = experience.old_logprob
+            experience.old_logprob = score(policy, world, experience, config, precision)
+            gap = (experience.old_logprob - sampled).expm1().abs()
+            gap = gap.masked_fill(~experience.mask, 0).sum() / experience.mask.sum()
             sampler_error = all_reduce([gap.item()], "mean")[0]
-        if config.kl:
-            experience.ref_logprob = score_tokens(reference, world, experience, config, context)
+            passes += 1
+        if config.kl_coef:
+            experience.ref_logprob = score(reference, world, experience, config, precision)
+            passes += 1
+        watch.lap("reference")
 
-        # update: every epoch cuts the prompts into `updates` mini-batches; a mini-batch is one optimizer step
-        updating = time.perf_counter()
-        left = 1 - max(step / config.steps, trained / config.seconds if config.seconds else 0.0)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / config.warmup, left / config.decay if config.decay else 1.0)
-        rows = []
-        for _ in range(config.epochs):
-            order = torch.from_numpy(rng.permutation(config.prompts)).to(device)
-            for chosen in order.chunk(config.updates):
-                rows.append(update(network, model, optimizer, world, select(experience, chosen), config, context, world_size))
-        end = time.perf_counter()
-        step += 1
-        trained = all_reduce([trained + end - start], "max")[0]
-        lengths = experience.mask.sum(-1).float()
-        mean = all_reduce([experience.rewards.mean().item(), experience.rewards.std(1).mean().item(), wasted / len(drawn_records), lengths.mean().item(),
-                           1 - experience.ended.float().mean().item(), sampling, scoring, updating - start - sampling - scoring,
-                           end - updating, lengths.sum().item() / (end - start)], "mean")
-        row = dict(zip(("reward", "reward_std", "equal_groups", "length", "limit", "sampling_s", "scoring_s", "reference_s", "update_s",
-                        "tokens_per_second"), mean))
-        row["limit"] = row["limit"] if world.eos_id is not None else 0.0
-        row.update({n: sum(r[n] for r in rows) / len(rows) for n in rows[0] if n != "ratio_error"})
-        guard.finite(step, {n: sum(r[n] for r in rows) for n in ("loss", "ratio", "norm")} | {"reward": row["reward"]}, lambda: drawn_records)
-        row["skipped"] = guard.skipped
-        log.write(step, train_seconds=trained, **row, ratio_error_first=rows[0]["ratio_error"] if sampler_error is None else sampler_error, lr=optimizer.param_groups[0]["lr"])
+        # 3. one optimizer step per mini-batch
+        updates = []
+        for _ in range(config.update_epochs):
+            order = torch.from_numpy(rng.permutation(len(experience.prompt))).to(device)
+            for chosen in order.chunk(config.num_minibatches):
+                minibatch = experience.rows(chosen)
+                updates.append(update(network, optimizer, world, minibatch, config, precision))
+        watch.lap("update")
+
+        tokens = experience.prompt_len.sum().item() + experience.length.sum().item()
+        run.work += passes * all_reduce([tokens])[0]
+        row = log_step(run, experience, updates, watch, equal, sampler_error)
+        run.finite({n: row[n] for n in ("loss", "ratio", "norm", "reward")}, lambda: drawn)
         recent = [*recent[-19:], row]
-        for kind, sentence in troubles(recent).items():
-            if kind not in told and is_main_process():
-                tqdm.write(f"step {step}: {sentence}")
-            told.add(kind)
-        bar.update()
-        bar.set_postfix({n: f"{row[n]:.3g}" for n in ("reward", "equal_groups", "kl", "entropy", "length")}, refresh=False)
-    bar.close()
-    if is_main_process() and not finished:
-        print(f"stopped after step {step}, all is saved; go on with: {resume_command(argv)}")
-    elif is_main_process():
-        print(f"done: {step} steps in {trained:.0f} s of training; best validation {chosen_by} {best:.4f} in {folder / 'best.pt'}")
+        for sentence in set(troubles(recent)) - told:
+            run.tell(f"step {step}: {sentence}")
+            told.add(sentence)
 
 
 if __name__ == "__main__":

@@ -1,458 +1,512 @@
 """
-TextWorld: transitions written as text <-> tokens, and the rewards of decoded answers.
+TextWorld: transitions written as text <-> tokens, and the scores of decoded answers. It knows no
+domain by name: what is particular to one is in its task.py.
 
-On disk a text world is a folder with train.jsonl, val.jsonl, test.jsonl (one {"prompt", "response"} a line, see write_text_world),
-bpe.json (the vocabulary, trained on the training split) and meta.json. Context, prompt and response are encoded separately, user text never
-becomes the end token, and sampled ids are scored as sampled.
+On disk a text world is a folder with train.jsonl, val.jsonl and test.jsonl (a record a line, see
+write_text_world), bpe.json (the vocabulary, trained on the training split), shared.json (what
+records share for their truth) and meta.json. State, prompt and response are encoded separately,
+user text never becomes the end token, and sampled ids are scored as sampled.
 """
+
 import difflib
 import functools
+import gzip
 import hashlib
+import itertools
 import json
 import os
-import re
 import shutil
+import zlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 import torch
 
-import rewards
-from common import BadInput, numbered_lines, one_of
-from data.textgame import lines
+from common import BadInput
+from data.bpe import encoding, train_bpe
+from data.world import SPLITS, Batch, World, claim
 
-SPLITS = ("train", "val", "test")
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Byte-pair encoding: trained here, run by tiktoken
-
-# What may become a token, by domain. '#12' is one piece (a uuid), digits stand alone (so that numbers are spelled the same way everywhere), words
-# keep their leading blank. On web pages '[12]', the id of a node, is one piece, and so is the text behind it, up to the end of the line: what a
-# shop says often becomes one token, which stands right behind its id.
-WORDS = r"#\d+|\d| ?[!~@]?[^\W\d_][^\W\d]*| ?[^\s\w#]+|\s+|."
-LINES = r"\[\d+\]|[^\[\]\n\t]+|\n+\t*|\t+|."
-PIECES = {"textgame": WORDS, "webnav": LINES, "text": WORDS}
-
-
-def train_bpe(texts, vocab_size, pattern=WORDS):
-    """
-    Byte-pair encoding (Sennrich et al., arXiv 1508.07909) of texts, an iterable of (text, count); merges stay inside the pattern's pieces.
-
-    Returns the bytes of ids 256, 257, ...; ids below 256 are the single bytes; the last id of the vocabulary is left for the end token.
-    Deterministic: of equally frequent pairs the smallest is merged.
-    """
-    counts = Counter()
-    for text, count in texts:
-        for piece in re.findall(pattern, text):
-            counts[piece] += count
-    words = [list(bytes([b]) for b in piece.encode("utf-8", "replace")) for piece in counts]
-    weights = list(counts.values())
-    pairs, where = Counter(), defaultdict(set)
-    for i, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pairs[pair] += weights[i]
-            where[pair].add(i)
-    merged = []
-    while len(merged) < vocab_size - 257 and pairs:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        if pairs[best] < 2:
-            break
-        if best[0] + best[1] not in merged:
-            merged.append(best[0] + best[1])
-        for i in where.pop(best):
-            old, new, j = words[i], [], 0
-            while j < len(old):
-                pair = tuple(old[j:j + 2]) == best
-                new.append(best[0] + best[1] if pair else old[j])
-                j += 2 if pair else 1
-            for pair in zip(old, old[1:]):
-                pairs[pair] -= weights[i]
-                if pairs[pair] <= 0:
-                    del pairs[pair]
-            for pair in zip(new, new[1:]):
-                pairs[pair] += weights[i]
-                where[pair].add(i)
-            words[i] = new
-        pairs.pop(best, None)
-    return merged
-
-
-def encoding(merged, pattern=WORDS):
-    """A tiktoken.Encoding of the vocabulary that train_bpe returned, with the same pattern. Special tokens: none, so no text can spell the end token."""
-    ranks = {bytes([b]): b for b in range(256)}
-    ranks.update({token: 256 + i for i, token in enumerate(merged)})
-    return tiktoken.Encoding("world", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # On disk
 
+# bytes: a file of records with a longer line is not what it should be, and is not read
+LONGEST_LINE = 2**26
 
-def write_text_world(folder, domain, splits, vocab_size=1024, reward=None, **meta):
-    """
-    Writes a text world: trains the BPE on splits["train"] and puts everything into `folder` at once (a temporary folder is renamed over it).
 
-    domain: "textgame", "webnav" or "text": it decides which metrics there are. splits: {"train", "val", "test"}: lists of records
-    {"prompt": str, "response": str} with, optionally, "context" (text in front of the prompt that many records share: it is run once for all
-    of them), "truth" (what the answer is compared with; default: the response), "kind" (of game or page: metrics are also averaged over
-    kinds) and "changed" (whether the transition changes anything). Raises BadInput for an empty split.
+def json_lines(path, remedy):
     """
-    folder = Path(folder)
+    Yields (where, value) for every line of a .jsonl or .jsonl.gz file that is not blank; where
+    names file and line for messages. A byte-order mark at the start is skipped.
+
+    remedy: what to do about a bad file, the end of a sentence. Raises BadInput for a file that is
+    missing, empty or cut short, a line that is not JSON, not UTF-8, or longer than LONGEST_LINE.
+    """
+    path = Path(path)
+    number = 0
+    found = False
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(LONGEST_LINE + 1)
+                if not line:
+                    break
+                where = f"{path}, line {number}"
+                if len(line) > LONGEST_LINE:
+                    raise BadInput(f"{where}: longer than {LONGEST_LINE:,} bytes; {remedy}")
+                line = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip()
+                if line:
+                    found = True
+                    yield where, read_json(line, where, remedy)
+    except FileNotFoundError:
+        raise BadInput(f"there is no {path}; {remedy}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise BadInput(
+            f"{path} cannot be read after line {number - 1} ({reason}); {remedy}"
+        ) from None
+    if not found:
+        raise BadInput(f"{path} is empty; {remedy}")
+
+
+def read_json(line, where, remedy):
+    """One line of bytes as JSON. Raises BadInput for anything else."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{where}: byte {error.start + 1} is not UTF-8; save the file in the encoding UTF-8 "
+            f"(a spreadsheet calls it 'CSV UTF-8' or 'Unicode'), or {remedy}"
+        ) from None
+    except (ValueError, RecursionError):
+        raise BadInput(
+            f"{where}: not a complete JSON object; the file may be cut short, {remedy}"
+        ) from None
+
+
+def read_records(path, remedy):
+    """
+    The records of a .jsonl file: {"prompt", "response"}, optionally with "state", "truth", "kind"
+    and "changed", see write_text_world.
+
+    Raises BadInput naming file and line for a record that lacks a key or has one of a wrong type.
+    """
+    records = []
+    for where, record in json_lines(path, remedy):
+        if not isinstance(record, dict):
+            raise BadInput(f"{where}: expected an object with the keys prompt and response")
+        for key in ("prompt", "response"):
+            if not isinstance(record.get(key), str):
+                needs = "each line needs prompt and response"
+                raise BadInput(f"{where}: the record has no text under {key!r}; {needs}")
+        for key in ("state", "kind"):
+            if not isinstance(record.get(key, ""), str):
+                raise BadInput(f"{where}: {key!r} is no text; make it one, or leave it out")
+        if not isinstance(record.get("changed", True), bool):
+            raise BadInput(f"{where}: 'changed' is neither true nor false; mend it or leave it out")
+        if not record["prompt"] and not record.get("state"):
+            raise BadInput(f"{where}: the prompt is empty; give the model something to start from")
+        records.append(record)
+    return records
+
+
+FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "bpe.json", "shared.json", "meta.json")
+
+
+def write_text_world(folder, domain, task, splits, vocab_size=1024, reward="", shared=None):
+    """
+    Writes a text world: trains the BPE on splits["train"] and puts everything into `folder` at once
+    (each file is written under another name and renamed over the old one).
+
+    splits: {"train", "val", "test"}: lists of records {"prompt": str, "response": str} with,
+    optionally, "state" (text in front of the prompt that many records share: it is run once for all
+    of them), "truth" (what the answer is compared with, for the task's truth(); default: the
+    response), "kind" (of game or page: metrics are also averaged over kinds) and "changed" (whether
+    anything happens). shared: JSON that the task's truth() gets beside each record. Raises BadInput
+    for an empty split, or a folder that holds files of the user's.
+    """
+    folder = claim(folder, FILES)
     for split in SPLITS:
         if not splits.get(split):
-            raise BadInput(f"the {split} split of {folder} would be empty; give prepare.py more data or another seed")
+            raise BadInput(
+                f"the {split} split of {folder} would be empty; give prepare.py more data or "
+                f"another seed"
+            )
     texts = Counter()
     for record in splits["train"]:
         texts[record["response"]] += 1
         texts[record["prompt"]] += 1
-    texts.update({context: 1 for context in {record["context"] for record in splits["train"] if record.get("context")}})
-    merged = train_bpe(texts.items(), vocab_size, PIECES[domain])
+    # every state once, however many records share it
+    texts.update({record["state"]: 1 for record in splits["train"] if record.get("state")})
+    merged = train_bpe(texts.items(), vocab_size, task.token_pattern)
+
     temporary = folder.with_name(folder.name + f".tmp{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
         for split in SPLITS:
-            with open(temporary / f"{split}.jsonl", "w") as file:
+            with open(temporary / f"{split}.jsonl", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in splits[split])
         (temporary / "bpe.json").write_text(json.dumps([token.hex() for token in merged]))
-        (temporary / "meta.json").write_text(json.dumps({"domain": domain, "reward": reward or DEFAULT_REWARD[domain], **meta}))
+        (temporary / "shared.json").write_text(json.dumps(shared or {}))
+        meta = {"form": "text", "domain": domain, "reward": reward or task.reward}
+        (temporary / "meta.json").write_text(json.dumps(meta))
         folder.mkdir(parents=True, exist_ok=True)
-        for file in temporary.iterdir():
-            os.replace(file, folder / file.name)
+        for name in FILES:
+            os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
     for split in SPLITS:
         records = splits[split]
         changed = sum(record.get("changed", True) for record in records) / len(records)
-        print(f"{folder / (split + '.jsonl')}: {len(records):,} transitions, {changed:.1%} changed, "
-              f"{len({record.get('context') for record in records}):,} states")
+        states = len({record.get("state") for record in records})
+        print(
+            f"{folder / split}.jsonl: {len(records):,} transitions, {changed:.1%} changed, "
+            f"{states:,} states"
+        )
     print(f"{folder / 'bpe.json'}: {257 + len(merged)} tokens")
 
 
-def read_jsonl(path, needed=("prompt", "response"), make="the prepare.py that made it"):
-    """The records of a .jsonl file. Raises BadInput naming file and line for text that is not JSON or a record that lacks a needed key."""
-    if not Path(path).is_file():
-        raise BadInput(f"there is no {path}; make it with {make}")
-    records = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in numbered_lines(file, path):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                raise BadInput(f"{path}, line {number}: not a complete JSON object; the file may be cut short, make it again with {make}") from None
-            if not isinstance(record, dict):
-                raise BadInput(f"{path}, line {number}: expected an object with the keys {', '.join(needed)}")
-            for key in needed:
-                if not isinstance(record.get(key), str):
-                    raise BadInput(f"{path}, line {number}: the record has no text under {key!r}; each line needs {', '.join(needed)}")
-            for key in ("context", "truth", "kind"):
-                if not isinstance(record.get(key, ""), str):
-                    raise BadInput(f"{path}, line {number}: what stands under {key!r} is no text; make it one, or leave it out")
-            records.append(record)
-    if not records:
-        raise BadInput(f"{path} is empty; make it again with {make}")
-    return records
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics by domain: (record, answer text, truth) -> {name: value}
-
-
-def textgame_truth(record, defaults):
-    """(state, next_state) of a text-game record: lists of objects with the score dict last."""
-    game_defaults = defaults.get(record["kind"], {})
-    state = textgame_state(record["context"], record["kind"], json.dumps(game_defaults))
-    return state, rewards.apply_difference(state, lines.read_difference(record["response"], state, game_defaults))
-
-
-@functools.lru_cache(maxsize=4096)
-def textgame_state(context, kind, game_defaults):
-    return lines.read_state(context, json.loads(game_defaults))[1]
-
-
-def score_textgame(record, answer, truth, names, defaults):
-    """official_binary, official_task, strict_binary, strict_task of a compact answer. A malformed answer is 0 in all of them."""
-    state, next_state = truth
-    try:
-        difference = lines.read_difference(answer, state, defaults.get(record["kind"], {}))
-    except (ValueError, TypeError):
-        return dict.fromkeys(names, 0.0)
-    predicted = rewards.apply_difference(state, difference)
-    kinds = {"strict_binary": "binary", "strict_task": "task", "official_binary": "binary", "official_task": "task_specific"}
-    return {name: rewards.strict_text_game(predicted, state, next_state, kinds[name]) if name.startswith("strict")
-            else rewards.official_text_game_difference(difference, state, next_state, kinds[name]) for name in names}
-
-
-def score_webnav(record, answer, truth, names, defaults):
-    """strict_f1, the official precision, recall and F1 of the three sections, and exact_match."""
-    values = dict(zip(("official_precision", "official_recall", "official_f1"), rewards.official_web_page_scores(answer, truth)))
-    values["exact_match"] = rewards.exact_match(answer, truth)
-    if "strict_f1" in names:
-        values["strict_f1"] = rewards.strict_web_page(answer, truth)
-    return {name: values[name] for name in names}
-
-
-def score_text(record, answer, truth, names, defaults):
-    """exact_match and line_f1."""
-    functions = {"exact_match": rewards.exact_match, "line_f1": rewards.line_f1}
-    return {name: functions[name](answer, truth) for name in names}
-
-
-METRICS = {"textgame": (score_textgame, ("strict_binary", "strict_task", "official_binary", "official_task")),
-           "webnav": (score_webnav, ("strict_f1", "official_f1", "official_precision", "official_recall", "exact_match")),
-           "text": (score_text, ("exact_match", "line_f1"))}
-NOTHING_CHANGES = {"textgame": lines.SAME, "webnav": "New items:\nNone\n\nDeleted items:\nNone\n\nUpdated items:\nNone", "text": ""}
-DEFAULT_REWARD = {"textgame": "strict_task", "webnav": "strict_f1", "text": "exact_match"}
-HEADLINE = {"textgame": "strict_binary", "webnav": "strict_f1", "text": "exact_match"}  # what checkpoints are chosen by
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # The world
 
 
-@dataclass
-class Batch:
-    """Transitions as tokens. A response holds its end token; padding is on the right."""
-    prompt: torch.Tensor         # [B, P]
-    prompt_len: torch.Tensor     # [B]
-    response: torch.Tensor       # [B, R]
-    response_mask: torch.Tensor  # [B, R] True on the tokens that are predicted
-    forced: torch.Tensor         # [B, R] -1 where the model chooses, an id where the world inserts it; None: the model always chooses
-    truth: list                  # record numbers, for score() and decode()
-    split: str
-    undo: list = None            # one permutation a row, by which the uuids of its answers become the record's again; None: they are the record's
+class TextWorld(World):
+    """A text domain; see data/world.py for what every world has."""
 
+    kinds = True
 
-class TextWorld:
-    """
-    All that the training scripts know of a text domain.
-
-    vocab_size, block_size (longest prompt + response_len), response_len (tokens of the longest response, end token included), eos_id,
-    reward (default), metrics (names), headline (the metric that checkpoints are chosen by), records {split: [record]}.
-    """
-
-    def __init__(self, folder, device="cpu"):
-        self.folder, self.device = Path(folder), torch.device(device)
-        make = f"python data/{'textgame' if self.folder.name not in ('webnav', 'webarena') else 'webnav'}/prepare.py"
-        if not (self.folder / "meta.json").is_file():
-            raise BadInput(f"there is no text world in {self.folder} (no meta.json); make one with {make}")
+    def __init__(self, folder, meta, task, make, device="cpu"):
+        self.folder = Path(folder)
+        self.name = self.folder.name
+        self.task = task
+        self.device = torch.device(device)
+        self.remedy = f"make the world again with {make}"
+        self.metrics = task.metrics
+        self.foreign_options = () if task.permute else ("permute_ids",)
         try:
-            self.meta = json.loads((self.folder / "meta.json").read_text())
-            self.domain, self.reward = self.meta["domain"], self.meta["reward"]
-            merged = [bytes.fromhex(token) for token in json.loads((self.folder / "bpe.json").read_text())]
-            self.bpe = encoding(merged, PIECES[one_of("domain", self.domain, PIECES)])
+            self.reward = meta["reward"]
+            merged = json.loads((self.folder / "bpe.json").read_text())
+            self.shared = json.loads((self.folder / "shared.json").read_text())
+            self.bpe = encoding([bytes.fromhex(token) for token in merged], task.token_pattern)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{self.folder}: meta.json or bpe.json is damaged ({error}); make the world again with {make}") from None
-        self.score_record, self.metrics = METRICS[self.domain]
-        self.headline, self.nothing_changes = HEADLINE[self.domain], NOTHING_CHANGES[self.domain]
-        self.split_metrics = {"textgame": ("strict_binary", "official_binary"), "webnav": ("strict_f1",)}.get(self.domain, ())  # by changed, by kind
-        self.variants = ()
-        self.scale = {name: 1 if name.endswith("_task") else 100 for name in self.metrics}  # shares are shown in percent
-        self.signs = dict.fromkeys(self.metrics, 1)  # more is better, for all of them
-        needed = ("context", "prompt", "response", "kind") if self.domain == "textgame" else ("prompt", "response")
-        self.records = {split: read_jsonl(self.folder / f"{split}.jsonl", needed, make) for split in SPLITS}
+            raise BadInput(
+                f"{self.folder}: meta.json, shared.json or bpe.json is damaged ({error}); "
+                f"{self.remedy}"
+            ) from None
+        self.terms(self.reward)
         self.eos_id = self.bpe.n_vocab
         self.vocab_size = self.bpe.n_vocab + 1
-        encode = functools.lru_cache(maxsize=None)(self.bpe.encode_ordinary)  # contexts and answers repeat a lot
-        self.tokens = {split: [(encode(r.get("context", "")), encode(r["prompt"]), encode(r["response"])) for r in self.records[split]]
-                       for split in SPLITS}
-        self.max_prompt = max(len(c) + len(p) for split in SPLITS for c, p, _ in self.tokens[split])
-        self.response_len = max(len(r) for split in ("train", "val") for *_, r in self.tokens[split]) + 1
-        self.block_size = self.max_prompt + self.response_len
+        digest = hashlib.sha256((self.folder / "bpe.json").read_bytes()).hexdigest()
+        self.fingerprint = f"{meta['domain']} {digest[:12]}"
+
+        self.records = {
+            split: read_records(self.folder / f"{split}.jsonl", self.remedy) for split in SPLITS
+        }
+        encode = functools.cache(self.bpe.encode_ordinary)  # states and answers repeat a lot
+        self.tokens = {}  # {split: [(state ids, prompt ids, response ids)]}
         for split in SPLITS:
-            for number, (context, prompt, _) in enumerate(self.tokens[split], 1):
-                if not context and not prompt:
-                    raise BadInput(f"{self.folder / split}.jsonl, line {number}: the prompt is empty; give the model something to start from")
-        self.fingerprint = f"{self.domain} {hashlib.sha256((self.folder / 'bpe.json').read_bytes()).hexdigest()[:12]}"  # what a model depends on
-        self.strata = {split: self._strata(split) for split in SPLITS}
-        self.branches = self._branches()
+            self.tokens[split] = [
+                (encode(r.get("state", "")), encode(r["prompt"]), encode(r["response"]))
+                for r in self.records[split]
+            ]
+        rows = [row for split in SPLITS for row in self.tokens[split]]
+        self.max_prompt = max(len(state) + len(prompt) for state, prompt, _ in rows)
+        seen = self.tokens["train"] + self.tokens["val"]
+        self.response_len = 1 + max(len(response) for *_, response in seen)
+        self.block_size = self.max_prompt + self.response_len
 
-    def _strata(self, split):
-        """{kind: (numbers of the unchanged records, numbers of the changed ones)}."""
-        strata = defaultdict(lambda: ([], []))
+        # {split: {kind: (indices of the unchanged records, indices of the changed ones)}}
+        self.strata = {split: self.by_change(split, "kind") for split in SPLITS}
+        # the same by state: the training records that can go behind one copy of it
+        self.branches = self.by_change("train", "state")
+
+    def by_change(self, split, key):
+        """{the records' value of key: (indices of the unchanged ones, of the changed ones)}."""
+        groups = defaultdict(lambda: ([], []))
         for i, record in enumerate(self.records[split]):
-            strata[record.get("kind", "")][bool(record.get("changed", True))].append(i)
-        return {kind: (np.array(a, dtype=np.int64), np.array(b, dtype=np.int64)) for kind, (a, b) in sorted(strata.items())}
+            # a record without a state shares none: it is alone under its own number
+            value = record.get(key, "") if key == "kind" else record.get(key) or i
+            groups[value][record.get("changed", True)].append(i)
+        return dict(sorted(groups.items())) if key == "kind" else groups
 
-    def _branches(self):
-        """{context: (numbers of the unchanged training records that share it, numbers of the changed ones)}."""
-        branches = defaultdict(lambda: ([], []))
-        for i, record in enumerate(self.records["train"]):
-            branches[record.get("context") or i][bool(record.get("changed", True))].append(i)
-        return branches
+    # --------------------------------------------------------------------------------------------
+    # Batches
 
-    def legal(self):
-        """None: any id may stand anywhere in a text response."""
-        return None
-
-    def draw(self, split, n, rng, changed=-1.0, power=1.0):
+    def draw(self, split, n, rng, changed_fraction=-1.0, kind_power=1.0):
         """
-        n record numbers drawn with replacement: a kind with probability ~ (its records)^power, then a changed record with probability
-        `changed` (-1: as in the data). This is the training weight of DESIGN.md 6: power 0.5 keeps one big game from drowning the others.
+        n record indices drawn with replacement: a kind with probability ~ (its records)^kind_power,
+        then a changed record with probability changed_fraction (-1: as in the data).
         """
         kinds = list(self.strata[split].values())
-        sizes = np.array([len(a) + len(b) for a, b in kinds], dtype=float) ** power
-        numbers = []
+        sizes = np.array([len(a) + len(b) for a, b in kinds], dtype=float) ** kind_power
+        indices = []
         for k in rng.choice(len(kinds), size=n, p=sizes / sizes.sum()):
             unchanged, changes = kinds[k]
-            share = len(changes) / (len(unchanged) + len(changes)) if changed < 0 else changed
-            pool = changes if len(changes) and (rng.random() < share or not len(unchanged)) else unchanged
-            numbers.append(int(rng.choice(pool)))
-        return numbers
+            share = changed_fraction
+            if changed_fraction < 0:
+                share = len(changes) / (len(unchanged) + len(changes))
+            wanted = len(changes) and (rng.random() < share or not len(unchanged))
+            indices.append(int(rng.choice(changes if wanted else unchanged)))
+        return indices
 
     def prompt_length(self, split, index):
-        """Tokens of a record's context and prompt."""
-        context, prompt, _ = self.tokens[split][index]
-        return len(context) + len(prompt)
+        """Tokens of a record's state and prompt."""
+        state, prompt, _ = self.tokens[split][index]
+        return len(state) + len(prompt)
 
-    def batch(self, split, indices, renumber=0.0, rng=None):
-        """Records as a Batch, one prompt (context and prompt proper) a row; in a share `renumber` of the rows the uuids are permuted (text games)."""
-        rows, undo = [self.tokens[split][i] for i in indices], None
-        if renumber:
-            undo = [None] * len(rows)
-            for n in np.flatnonzero(rng.random(len(rows)) < renumber):
-                (rows[n],), new_id = self.renumbered(split, [indices[n]], rng)
-                undo[n] = np.argsort(new_id)
-        prompt, prompt_len = self.pad([c + p for c, p, _ in rows])
-        response, response_len = self.pad([r + [self.eos_id] for *_, r in rows])
-        mask = torch.arange(response.size(1), device=self.device) < response_len[:, None]
-        return Batch(prompt, prompt_len, response, mask, None, list(indices), split, undo)
-
-    def mle_batches(self, n, rng, micro_batch=0, branches=1, changed=-1.0, power=1.0, renumber=0.0, prompt_loss=0.0):
+    def batch(self, split, indices, permute_ids=0.0, rng=None):
         """
-        One training step's worth of n training records, as a list of micro-batches (prompt [B, P], prompt_len [B], response [B, G, R],
-        weight [B, G, R]), B at most micro_batch (0: all in one). weight is 1 on the tokens of the answers, prompt_loss on those of the prompts
-        proper that stand in a branch, and 0 on padding.
+        Records as a Batch, one prompt (state and prompt proper) a row; in a share permute_ids of
+        the rows the uuids are permuted (where the task has uuids).
+        """
+        rows = [self.tokens[split][i] for i in indices]
+        undo = None
+        if permute_ids:
+            undo = [None] * len(rows)
+            for n in np.flatnonzero(rng.random(len(rows)) < permute_ids):
+                (rows[n],), new_id = self.permuted(split, [indices[n]], rng)
+                undo[n] = np.argsort(new_id)
+        prompt, prompt_len = self.pad([state + prompt for state, prompt, _ in rows])
+        response, length = self.pad([response + [self.eos_id] for *_, response in rows])
+        mask = torch.arange(response.size(1), device=self.device) < length[:, None]
+        return Batch(
+            prompt,
+            prompt_len,
+            response,
+            mask,
+            self.response_len,
+            self.eos_id,
+            split=split,
+            indices=list(indices),
+            undo=undo,
+        )
 
-        branches > 1: records that share a context share its forward pass: the context is the prompt, and prompt proper + response is a branch.
-        Contexts with short and with long branches go into different micro-batches, so that they are not padded to each other's length.
-        renumber: the share of contexts whose uuids are permuted (text games).
+    def mle_batches(
+        self,
+        n,
+        rng,
+        micro_batch_size=0,
+        branches=1,
+        changed_fraction=-1.0,
+        kind_power=1.0,
+        permute_ids=0.0,
+        prompt_loss=0.0,
+    ):
+        """
+        One training step's worth of n training records, as a list of micro-batches (prompt [B, P],
+        prompt_len [B], response [B, G, R], weight [B, G, R]), B at most micro_batch_size (0: all in
+        one). weight is 1 on the tokens of the answers, prompt_loss on those of the prompts proper
+        that stand in a branch, and 0 on padding.
+
+        branches > 1: records that share a state share its forward pass: the state is the prompt,
+        and prompt proper + response is a branch. States with short and with long branches go into
+        different micro-batches, so that they are not padded to each other's length.
         """
         groups = []
-        for i in self.draw("train", max(1, n // branches), rng, changed, power):
-            unchanged, changes = self.branches[self.records["train"][i].get("context") or i]
-            want = round(branches * (changed if changed >= 0 else len(changes) / (len(changes) + len(unchanged))))
-            want = min(len(changes), max(want, branches - len(unchanged)))
-            chosen = list(rng.permutation(changes)[:want]) + list(rng.permutation(unchanged)[:branches - want])
-            groups.append(self.renumbered("train", chosen, rng)[0] if rng.random() < renumber else [self.tokens["train"][j] for j in chosen])
+        for i in self.draw("train", max(1, n // branches), rng, changed_fraction, kind_power):
+            unchanged, changes = self.branches[self.records["train"][i].get("state") or i]
+            share = changed_fraction
+            if changed_fraction < 0:
+                share = len(changes) / (len(changes) + len(unchanged))
+            want = max(round(branches * share), branches - len(unchanged))
+            want = min(len(changes), want)
+            chosen = list(rng.permutation(changes)[:want])
+            chosen += list(rng.permutation(unchanged)[: branches - want])
+            if rng.random() < permute_ids:
+                groups.append(self.permuted("train", chosen, rng)[0])
+            else:
+                groups.append([self.tokens["train"][j] for j in chosen])
         groups.sort(key=lambda group: max(len(p) + len(r) for _, p, r in group))
-        size = micro_batch or len(groups)
-        return [self.branch_batch(groups[i:i + size], prompt_loss) for i in range(0, len(groups), size)]
+        size = micro_batch_size or len(groups)
+        pieces = [groups[i : i + size] for i in range(0, len(groups), size)]
+        return [self.branch_batch(piece, prompt_loss) for piece in pieces]
 
-    def renumbered(self, split, numbers, rng):
-        """(Token rows of records that share a context, with one random permutation of their uuids; that permutation)."""
-        records = [self.records[split][i] for i in numbers]
-        texts = [records[0]["context"]] + [record[key] for record in records for key in ("prompt", "response")]
-        largest = max(map(int, re.findall(r"#(\d+)", records[0]["context"])), default=0)
-        new_id = rng.permutation(largest + 1)
-        context, *rest = map(self.bpe.encode_ordinary, lines.renumber(texts, new_id))
-        return [(context, rest[2 * i], rest[2 * i + 1]) for i in range(len(records))], new_id
+    def permuted(self, split, indices, rng):
+        """
+        (Token rows of records that share a state, with one random permutation of their uuids; that
+        permutation).
+        """
+        records = [self.records[split][i] for i in indices]
+        texts = [records[0]["state"]]
+        for record in records:
+            texts += [record["prompt"], record["response"]]
+        new_id = rng.permutation(self.task.count_ids(texts[0]))
+        state, *rest = map(self.bpe.encode_ordinary, self.task.permute(texts, new_id))
+        return [(state, rest[2 * i], rest[2 * i + 1]) for i in range(len(records))], new_id
 
     def branch_batch(self, groups, prompt_loss):
-        """groups: one list of token rows (context, prompt, response) per context -> one micro-batch of mle_batches."""
-        if not groups[0][0][0]:  # no shared context: the prompt itself is the prompt, one response each
+        """One list of token rows (state, prompt, response) per state -> a micro-batch for MLE."""
+        if not groups[0][0][0]:  # no shared state: the prompt itself is, with one response each
             groups = [[(p, [], r)] for group in groups for _, p, r in group]
         prompt, prompt_len = self.pad([group[0][0] for group in groups])
         G = max(map(len, groups))
-        flat = [p + r + [self.eos_id] for group in groups for _, p, r in group + [([], [], [])] * (G - len(group))]
-        start = torch.tensor([len(p) for group in groups for _, p, _ in group + [([], [], [])] * (G - len(group))], device=self.device)
-        real = torch.tensor([i < len(group) for group in groups for i in range(G)], device=self.device)
-        response, response_len = self.pad(flat)
+        filled = [group + [None] * (G - len(group)) for group in groups]
+        rows = [row for group in filled for row in group]  # B·G of them, None where there is none
+        real = torch.tensor([row is not None for row in rows], device=self.device)
+        start = torch.tensor([len(row[1]) if row else 0 for row in rows], device=self.device)
+        ends = [row[1] + row[2] + [self.eos_id] if row else [self.eos_id] for row in rows]
+        response, length = self.pad(ends)
         place = torch.arange(response.size(1), device=self.device)
-        weight = torch.where(place >= start[:, None], 1.0, prompt_loss) * ((place < response_len[:, None]) & real[:, None])  # [B·G, R]
-        return prompt, prompt_len, response.view(len(groups), G, -1), weight.view(len(groups), G, -1)
+        weight = torch.where(place >= start[:, None], 1.0, prompt_loss)  # [B·G, R]
+        weight = weight * ((place < length[:, None]) & real[:, None])
+        shape = len(groups), G, -1
+        return prompt, prompt_len, response.view(shape), weight.view(shape)
 
     def pad(self, rows):
         """Lists of ids -> (ids [n, longest] padded on the right, lengths [n])."""
         length = torch.tensor([len(row) for row in rows])
         padded = torch.full((len(rows), max(1, int(length.max()))), self.eos_id)
         for i, row in enumerate(rows):
-            padded[i, :len(row)] = torch.tensor(row, dtype=torch.long)
+            padded[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         return padded.to(self.device), length.to(self.device)
 
-    def truth(self, split, index):
-        """What the answer to a record is compared with: (state, next state) for text games, a text elsewhere."""
-        record = self.records[split][index]
-        if self.domain != "textgame":
-            return record.get("truth", record["response"])
-        try:
-            return textgame_truth(record, self.meta["defaults"])
-        except ValueError as error:
-            raise BadInput(f"{self.folder / split}.jsonl, line {index + 1}: {error}; make the world again with prepare.py") from None
-
-    def score_texts(self, split, index, answers, names):
-        """Scores several answers (texts; None for one that never ended) to one record: a list of {name: value}. Equal answers are scored once."""
-        truth, record, known = self.truth(split, index), self.records[split][index], {None: dict.fromkeys(names, 0.0)}
-        for answer in answers:
-            if answer not in known:
-                known[answer] = self.score_record(record, answer, truth, names, self.meta.get("defaults"))
-        return [known[answer] for answer in answers]
-
-    def references(self, split, indices):
-        """Rows of the table that need no model: [(label, {metric: [N, 1]})]."""
-        rules = {"copy (nothing changes)": lambda i: self.nothing_changes, "lookup (no learning)": self.nearest_action(split)}
-        rows = []
-        for label, rule in rules.items():
-            scores = [self.score_texts(split, i, [rule(i)], self.metrics)[0] for i in indices]
-            rows.append((label, {name: torch.tensor([[s[name]] for s in scores]) for name in self.metrics}))
-        return rows
-
-    def nearest_action(self, split):
-        """answer(index) of the lookup row: what happened in the same state of the training data after the most similar action."""
-        by_state = defaultdict(list)
-        for record in self.records["train"]:
-            if "context" in record:
-                by_state[record["context"]].append((Counter(record["prompt"].split()), record))
-
-        def answer(index):
-            record = self.records[split][index]
-            words = Counter(record["prompt"].split())
-            near = by_state.get(record.get("context"), [])
-            if not near:
-                return self.nothing_changes
-            shared = [2 * sum((words & other).values()) / max(1, sum(words.values()) + sum(other.values())) for other, _ in near]
-            finalists = sorted(range(len(near)), key=lambda i: -shared[i])[:8]  # the letters decide between actions with as many words in common
-            letters = {i: difflib.SequenceMatcher(None, record["prompt"], near[i][1]["prompt"]).ratio() for i in finalists}
-            return near[max(finalists, key=lambda i: (shared[i], letters[i]))][1]["response"]
-        return answer
-
-    def columns(self, split, indices):
-        """Columns of the table: [(heading, metric, how)]; how maps scores [N, seeds] to one number per seed [seeds]."""
-        records = [self.records[split][i] for i in indices]
-        changed = torch.tensor([bool(r.get("changed", True)) for r in records])
-        kinds = defaultdict(list)
-        for n, record in enumerate(records):
-            kinds[record.get("kind", "")].append(n)
-
-        def over_kinds(values):
-            return torch.stack([values[rows].mean(0) for rows in kinds.values()]).mean(0)
-
-        def every(values):
-            return values.mean(0)
-
-        def where(mask):
-            return lambda values: values[mask].mean(0)
-        parts = []
-        for name in self.metrics:
-            split_up = name in self.split_metrics
-            if split_up and 0 < changed.sum() < len(changed):
-                parts += [(f"{name} unchanged", name, where(~changed)), (f"{name} changed", name, where(changed))]
-            parts.append((name + " overall" * split_up, name, every))
-            if split_up and len(kinds) > 1:
-                parts.append((f"{name} mean of kinds", name, over_kinds))
-        return parts
+    # --------------------------------------------------------------------------------------------
+    # Answers and their scores
 
     def decode(self, batch, tokens):
-        """tokens [B, G, R] -> B lists of G answer texts about the records' own uuids, cut at the end token; None where there is no end token."""
+        """
+        tokens [B, G, R] -> B lists of G answer texts about the records' own uuids, cut at the end
+        token; None where there is no end token.
+        """
         texts = []
-        for row, new_id in zip(tokens.tolist(), batch.undo or [None] * len(tokens)):
-            cut = [ids[:ids.index(self.eos_id)] if self.eos_id in ids else None for ids in row]
-            answers = [None if ids is None else self.bpe.decode(ids, errors="replace") for ids in cut]
-            texts.append(answers if new_id is None else [answer and lines.renumber([answer], new_id)[0] for answer in answers])
+        for b, row in enumerate(tokens.tolist()):
+            answers = []
+            for ids in row:
+                answer = None
+                if self.eos_id in ids:
+                    answer = self.bpe.decode(ids[: ids.index(self.eos_id)], errors="replace")
+                if answer and batch.undo and batch.undo[b] is not None:
+                    answer = self.task.permute([answer], batch.undo[b])[0]
+                answers.append(answer)
+            texts.append(answers)
         return texts
 
     def score(self, batch, tokens, names):
         """tokens [B, G, R] -> {name: [B, G] fp32}: every named metric of the decoded answers."""
-        scores = [self.score_texts(batch.split, i, answers, names) for i, answers in zip(batch.truth, self.decode(batch, tokens))]
-        return {name: torch.tensor([[s[name] for s in row] for row in scores], device=self.device) for name in names}
+        rows = [
+            self.score_texts(batch.split, index, answers, names)
+            for index, answers in zip(batch.indices, self.decode(batch, tokens))
+        ]
+        scores = {}
+        for name in names:
+            values = [[score[name] for score in row] for row in rows]
+            scores[name] = torch.tensor(values, dtype=torch.float32, device=self.device)
+        return scores
+
+    def score_texts(self, split, index, answers, names):
+        """
+        A list of {name: value} of several answers (None: one that never ended) to one record. Equal
+        answers are scored once; one that is malformed or never ends gets each metric's worst value.
+        """
+        truth = self.truth(split, index)
+        worst = {name: self.metrics[name].worst for name in names}
+        known = {None: worst}
+        for answer in answers:
+            if answer in known:
+                continue
+            try:
+                prediction = self.task.read(answer, truth)
+            except (ValueError, TypeError):
+                known[answer] = worst
+                continue
+            known[answer] = {
+                name: float(self.metrics[name].function(prediction, truth)) for name in names
+            }
+        return [known[answer] for answer in answers]
+
+    def is_perfect(self, split, index, answer):
+        """Whether an answer is as good as the true one by the first metric of the task."""
+        name = next(iter(self.metrics))
+        true = self.records[split][index]["response"]
+        own, best = self.score_texts(split, index, [answer, true], [name])
+        return own[name] >= best[name]
+
+    def truth(self, split, index):
+        """What the answer to a record is compared with, as the task says."""
+        try:
+            return self.task.truth(self.records[split][index], self.shared)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise BadInput(
+                f"{self.folder / split}.jsonl, record {index + 1}: its truth cannot be read "
+                f"({type(error).__name__}: {error}); {self.remedy}"
+            ) from None
+
+    # --------------------------------------------------------------------------------------------
+    # The results table
+
+    def references(self, split, indices):
+        """Rows of the table that need no model: [(label, {metric: [N, 1]})]."""
+        nearest = self.nearest_action(split)
+        rules = {
+            "copy (nothing changes)": lambda index: self.task.nothing_changes,
+            "lookup (no learning)": nearest,
+        }
+        rows = []
+        for label, rule in rules.items():
+            scores = [self.score_texts(split, i, [rule(i)], self.metrics)[0] for i in indices]
+            by_name = {n: torch.tensor([[score[n]] for score in scores]) for n in self.metrics}
+            rows.append((label, by_name))
+        return rows
+
+    def nearest_action(self, split):
+        """
+        answer(index) of the row "lookup": what happened in the same state of the training data
+        after the most similar action.
+        """
+        by_state = defaultdict(list)
+        for record in self.records["train"]:
+            if "state" in record:
+                by_state[record["state"]].append((Counter(record["prompt"].split()), record))
+
+        def answer(index):
+            record = self.records[split][index]
+            words = Counter(record["prompt"].split())
+            near = by_state.get(record.get("state"), [])
+            if not near:
+                return self.task.nothing_changes
+            shared = []
+            for other, _ in near:
+                total = sum(words.values()) + sum(other.values())
+                shared.append(2 * sum((words & other).values()) / max(1, total))
+            # the letters decide between actions with as many words in common
+            finalists = sorted(range(len(near)), key=lambda i: -shared[i])[:8]
+            letters = {}
+            for i in finalists:
+                pair = record["prompt"], near[i][1]["prompt"]
+                letters[i] = difflib.SequenceMatcher(None, *pair).ratio()
+            best = max(finalists, key=lambda i: (shared[i], letters[i]))
+            return near[best][1]["response"]
+
+        return answer
+
+    def columns(self, split, indices):
+        """
+        Columns of the table: [(heading, metric, how)]; how maps scores [N, seeds] to one number per
+        seed [seeds].
+        """
+        records = [self.records[split][i] for i in indices]
+        changed = torch.tensor([record.get("changed", True) for record in records])
+        kinds = defaultdict(list)
+        for n, record in enumerate(records):
+            kinds[record.get("kind", "")].append(n)
+
+        def every(values):
+            return values.mean(0)
+
+        def over_kinds(values):
+            return torch.stack([values[rows].mean(0) for rows in kinds.values()]).mean(0)
+
+        def where(mask):
+            return lambda values: values[mask].mean(0)
+
+        parts = []
+        for name, metric in self.metrics.items():
+            divided = metric.by_change and 0 < changed.sum() < len(changed)
+            if divided:
+                parts.append((f"{name} unchanged", name, where(~changed)))
+                parts.append((f"{name} changed", name, where(changed)))
+            parts.append((f"{name} overall" if metric.by_change else name, name, every))
+            if metric.by_change and len(kinds) > 1:
+                parts.append((f"{name} mean of kinds", name, over_kinds))
+        return parts

@@ -4,6 +4,7 @@ every world, on one thread, and must come to the same numbers.
 
     git worktree add --detach /tmp/base REVISION
     python tests/net.py /tmp/base
+    python tests/net.py saved.pt              what `python tests/net.py --ask saved.pt` said before
 
 Equal must be: initial weights, optimizer settings, sampled tokens, rewards. Log-probabilities and
 losses may differ by 1e-6, weights after 20 steps by 1e-5. Each checkout is asked by its own copy of
@@ -36,20 +37,23 @@ def prepare():
 
     with open("mine.jsonl", "w") as file:
         for n in range(300):
-            record = {"prompt": f"{n % 20} and {n // 20} =", "response": f" {n % 20 + n // 20}\ndone"}
+            record = {
+                "prompt": f"{n % 20} and {n // 20} =",
+                "response": f" {n % 20 + n // 20}\ndone",
+            }
             file.write(json.dumps(record) + "\n")
-    own.main(["--path=mine.jsonl", "--out=mine", "--vocab_size=270", "--reward=line_f1"])
-    textgame.main(["--instances=10", "--held_out=7", "--vocab_size=512", "--out=textgame"])
-    webnav.main(["--sessions=9", "--vocab_size=512", "--out=webnav"])
+    own.main(["--path=mine.jsonl", "--out=./mine", "--vocab_size=270", "--reward=line_f1"])
+    textgame.main(["--instances=10", "--held_out=7", "--vocab_size=512", "--out=./textgame"])
+    webnav.main(["--sessions=9", "--vocab_size=512", "--out=./webnav"])
     sizes = ["--episodes=12", "--frames=9", "--horizon=3", "--val=0.2", "--test=0.2"]
-    robot.main([*sizes, "--out=robot"])
+    robot.main([*sizes, "--out=./robot"])
 
 
 def tokenizer(dtype):
     import tokenizer_vq
 
     common = [f"--dtype={dtype}", "--channels=8", "--batch_size=4", "--warmup=2", "--steps=20"]
-    common += ["--seconds=0", "--eval_every=10", "--eval_frames=8"]
+    common += ["--eval_every=10", "--eval_frames=8", "--threads=1"]
     tokenizer_vq.main([*common, "--world=robot"])
     tokenizer_vq.main([*common, "--world=robot-multi", "--dynamics=16"])
 
@@ -58,21 +62,25 @@ def mle(world, dtype, steps, name):
     import train_mle
 
     options = ["--n_layer=2", "--n_head=2", "--n_kv_head=1", "--n_embd=64", "--batch_size=16"]
-    options += ["--micro_batch=3", "--warmup=5", "--eval_every=50", "--eval_records=8"]
+    options += ["--micro_batch_size=3", "--warmup=5", "--eval_every=50", "--eval_records=8"]
     options += [f"--world={world}", f"--dtype={dtype}", f"--steps={steps}", f"--name={name}"]
+    options += ["--threads=1"]
     if world == "textgame":
-        options += ["--changed=0.5", "--power=0.5", "--renumber=0.3", "--prompt_loss=0.1"]
+        options += ["--changed_fraction=0.5", "--kind_power=0.5", "--permute_ids=0.3"]
+        options += ["--prompt_loss=0.1"]
     train_mle.main(options)
 
 
 def rlvr(world, dtype, start, name):
     import train_rlvr
 
-    options = ["--prompts=6", "--group=5", "--micro_batch=4", "--steps=4", "--eval_every=2"]
-    options += ["--eval_records=8", "--warmup=2", "--lr=0.001", "--entropy=0.01", "--kl=0.1"]
+    options = ["--prompts_per_step=6", "--group_size=5", "--micro_batch_size=4", "--steps=4"]
+    options += ["--eval_every=2", "--eval_records=8", "--warmup=2", "--lr=0.001", "--threads=1"]
+    options += ["--entropy_coef=0.01", "--kl_coef=0.1"]
     options += [f"--world={world}", f"--dtype={dtype}", f"--init_from={start}", f"--name={name}"]
     if world == "textgame":
-        options += ["--changed=0.5", "--power=0.5", "--renumber=0.3", "--epochs=2"]
+        options += ["--changed_fraction=0.5", "--kind_power=0.5", "--permute_ids=0.3"]
+        options += ["--update_epochs=2"]
     if world == "robot-multi":
         options += ["--supervision=process", "--reward=mae+0.5*ssim+0.1*repetition"]
     train_rlvr.main(options)
@@ -82,8 +90,8 @@ def watch(seen):
     """From now on every rollout, update and fresh optimizer is written into `seen`, a dictionary of lists."""
     import torch
 
+    import evaluate
     import train_rlvr
-    from model import Model
 
     def note(name, value):
         seen.setdefault(name, []).append(value)
@@ -112,8 +120,11 @@ def watch(seen):
     def fresh(_, optimizer, parameters, *__, **___):
         note("initial", [p.detach().clone() for p in parameters])
 
-    spy(Model, "sample", rollout)
+    spy(evaluate, "generate", rollout)
+    spy(train_rlvr, "generate", rollout)
     spy(train_rlvr, "policy_loss", update)
+    grpo = train_rlvr.ALGORITHMS["grpo"]
+    train_rlvr.ALGORITHMS["grpo"] = grpo._replace(loss=train_rlvr.policy_loss)
     spy(train_rlvr, "group_advantages", lambda result, rewards, *_, **__: note("rewards", rewards))
     for kind in (torch.optim.Muon, torch.optim.AdamW):
         real = kind.__init__
@@ -140,7 +151,7 @@ def ask(out):
             found[f"{where} {name}"] = values
         state = torch.load(checkpoint, weights_only=True)
         found[f"{where} weights"] = list(state["model"].values())
-        optimizers = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
+        optimizers = [state[name] for name in ("muon", "adamw", "optimizer") if name in state]
         found[f"{where} settings"] = [json.dumps(o["param_groups"]) for o in optimizers]
         seen.clear()
 
@@ -179,21 +190,24 @@ def largest_difference(a, b):
     return (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
 
 
-def main(base):
+def saved(root):
+    """What a checkout says: its folder is asked, or a .pt file that --ask has written is read."""
     import torch
 
-    found = []
-    for root in (Path(base).resolve(), ROOT):
-        with tempfile.TemporaryDirectory() as folder:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-            command = [sys.executable, str(root / "tests/net.py"), "--ask", f"{folder}/found.pt"]
-            log = open(f"{folder}/log", "w+")
-            done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log)
-            if done.returncode:
-                log.seek(0)
-                sys.exit(f"{root}: failed\n{log.read()[-3000:]}")
-            found.append(torch.load(f"{folder}/found.pt", weights_only=True))
-    old, new = found
+    if root.suffix == ".pt":
+        return torch.load(root, weights_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        command = [sys.executable, str(root / "tests/net.py"), "--ask", f"{folder}/found.pt"]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{root}: failed\n{done.stderr[-3000:]}")
+        return torch.load(f"{folder}/found.pt", weights_only=True)
+
+
+def main(base, here=ROOT):
+    old = saved(Path(base).resolve())
+    new = saved(Path(here).resolve())
     failed = sorted(old.keys() ^ new.keys())
     print("only in one of the two:", ", ".join(failed) or "nothing")
     for name in sorted(old.keys() & new.keys()):
@@ -202,15 +216,16 @@ def main(base):
         good = difference <= TOLERANCE.get(kind, 0.0)
         print(f"{'equal' if good else 'DIFFERS'} {name}: {difference:.3g}")
         failed += [] if good else [name]
-    varied = [bool((r.amax(1) > r.amin(1)).any()) for n in new if "rewards" in n for r in new[n]]
-    print(f"{len(new)} things compared, {len(failed)} differ; rewards vary in {sum(varied)} rollouts")
+    rewards = [r for name in new if name.endswith("rewards") for r in new[name]]
+    varied = sum(bool((r.amax(1) > r.amin(1)).any()) for r in rewards)
+    print(f"{len(new)} things compared, {len(failed)} differ; rewards vary in {varied} rollouts")
     sys.exit(bool(failed))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--ask"]:
         ask(sys.argv[2])
-    elif len(sys.argv) == 2:
-        main(sys.argv[1])
+    elif len(sys.argv) in (2, 3):
+        main(*sys.argv[1:])
     else:
         sys.exit(__doc__)

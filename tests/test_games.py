@@ -1,4 +1,10 @@
-"""The procedural text games: records that tell the truth, rules that depend on nothing hidden (but for the wind), data worth training on."""
+"""
+The procedural text games.
+
+Records that tell the truth, rules that depend on nothing hidden (but for the wind), data worth
+training on.
+"""
+
 import copy
 import json
 import os
@@ -11,7 +17,19 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.textgame.games import KINDS, Baking, Circuit, Game, Painting, Sailing, Storage, actions, step, toward, transitions  # noqa: E402
+from data.textgame.games import (  # noqa: E402
+    KINDS,
+    Baking,
+    Circuit,
+    Game,
+    Painting,
+    Sailing,
+    Storage,
+    actions,
+    step,
+    toward,
+    transitions,
+)
 
 NAMES = {kind.__name__.lower(): kind for kind in KINDS}
 GAMES = 7 * len(KINDS)
@@ -38,15 +56,17 @@ def next_state(record):
     """What README says: replace the modified, drop the removed, append the new."""
     changed = {o["uuid"]: o for o in record["diff"]["modified"]}
     old = {o["uuid"] for o in record["game_state"]}
-    kept = [changed.get(o["uuid"], o) for o in record["game_state"] if o["uuid"] not in record["diff"]["removed"]]
-    return kept + [o for o in record["diff"]["modified"] if o["uuid"] not in old]
+    kept = [o for o in record["game_state"] if o["uuid"] not in record["diff"]["removed"]]
+    new = [o for o in record["diff"]["modified"] if o["uuid"] not in old]
+    return [changed.get(o["uuid"], o) for o in kept] + new
 
 
 def restored(record):
     """A game that knows nothing but the record's state."""
     game = NAMES[record["game"]]()
     game.objects = copy.deepcopy({o["name"]: o for o in record["game_state"]})
-    game.uuid_base, game.score = record["uuid_base"], dict(record["score"])
+    game.uuid_base = record["uuid_base"]
+    game.score = dict(record["score"])
     return game
 
 
@@ -58,16 +78,20 @@ def spoken(game, text):
 # The record format
 
 
+KEYS = """game instance state_id step gold game_state uuid_base score action diff next_score
+          changed changed_by""".split()
+
+
 def test_records_have_the_format_of_the_compact_files(records):
     for number, r in enumerate(records):
-        assert set(r) == {"game", "instance", "state_id", "step", "gold", "game_state", "uuid_base", "score", "action", "diff", "next_score",
-                          "changed", "changed_by"}
+        assert set(r) == set(KEYS)
         assert set(r["diff"]) == {"modified", "removed", "score"} and r["state_id"] == number
         for o in r["game_state"] + r["diff"]["modified"]:
             assert set(o) == {"name", "uuid", "type", "properties", "contains"}
             assert all(type(value) in (bool, int, str) for value in o["properties"].values())
         for score in (r["score"], r["next_score"]):
-            assert [type(score[k]) for k in ("score", "gameOver", "gameWon")] == [int, bool, bool] and len(score) == 3
+            types = [type(score[k]) for k in ("score", "gameOver", "gameWon")]
+            assert types == [int, bool, bool] and len(score) == 3
         assert all(flag in (0, 1) for flag in r["changed_by"]) and len(r["changed_by"]) == 3
         assert json.loads(json.dumps(r)) == r
 
@@ -78,7 +102,8 @@ def test_states_are_trees_of_existing_objects(records):
             names = [o["name"] for o in state]
             children = [child for o in state for child in o["contains"]]
             assert len(set(names)) == len(names)
-            assert sorted(children) == sorted(names[1:])  # the first is the root; every other has exactly one parent
+            # the first is the root; every other has exactly one parent
+            assert sorted(children) == sorted(names[1:])
             assert all(o["name"].endswith(f" (ID: {o['uuid']})") for o in state)
 
 
@@ -96,7 +121,8 @@ def test_a_type_always_has_the_same_properties(records):
     """Otherwise a default per type would have to be taken back object by object."""
     properties = {}
     for o in (o for r in records for o in r["game_state"] + r["diff"]["modified"]):
-        assert properties.setdefault(o["type"], set(o["properties"])) == set(o["properties"]), o["name"]
+        own = set(o["properties"])
+        assert properties.setdefault(o["type"], own) == own, o["name"]
 
 
 def test_states_are_small(records):
@@ -108,7 +134,11 @@ def test_states_are_small(records):
 
 
 def test_state_alone_decides_and_replay_gives_the_next_state(records):
-    """No hidden variables: a game restored from the record does the same. Applying diff to game_state gives its next state."""
+    """
+    No hidden variables: a game restored from the record does the same.
+
+    Applying diff to game_state gives its next state.
+    """
     for r in records:
         if r["game"] == "sailing":
             continue  # see test_wind_is_chance
@@ -121,7 +151,11 @@ def test_state_alone_decides_and_replay_gives_the_next_state(records):
 
 
 def test_wind_is_chance_and_all_else_of_sailing_is_not(records):
-    """The wind holds in 40 % of the steps and turns to any other quarter alike, whatever the state and the action are; the rest follows the rules."""
+    """
+    The wind holds in 40 % of the steps and turns to any other quarter alike.
+
+    It does so whatever the state and the action are; the rest follows the rules.
+    """
     turns = []
     for r in transitions(30 * len(KINDS), seed=8):
         if r["game"] == "sailing":
@@ -130,20 +164,26 @@ def test_wind_is_chance_and_all_else_of_sailing_is_not(records):
             game.act(spoken(game, r["action"]))
             after = {o["name"]: o for o in next_state(r)}
             sea = game.the("Sea")
-            turns.append((game.QUARTERS.index(after[sea]["properties"]["wind"]) - game.QUARTERS.index(game[sea]["wind"])) % 8)
-            game[sea]["wind"] = after[sea]["properties"]["wind"]
+            wind = after[sea]["properties"]["wind"]
+            turns.append((game.QUARTERS.index(wind) - game.QUARTERS.index(game[sea]["wind"])) % 8)
+            game[sea]["wind"] = wind
             assert after == game.objects
     share = [turns.count(turn) / len(turns) for turn in range(8)]
-    assert len(turns) > 1000 and abs(share[0] - 0.4) < 0.05 and all(abs(s - 0.6 / 7) < 0.03 for s in share[1:]), share
+    assert (
+        len(turns) > 1000
+        and abs(share[0] - 0.4) < 0.05
+        and all(abs(s - 0.6 / 7) < 0.03 for s in share[1:])
+    ), share
 
 
 def test_no_boat_sails_against_the_wind():
     game = built(Sailing)
-    sea, boat = game.the("Sea"), game.the("Boat")
+    sea = game.the("Sea")
+    boat = game.the("Boat")
     island = next(name for name in game.all("Island") if game.at(boat) != name)
     game[sea]["wind"] = game[island]["lies"]
     assert game.copy().act(("sail to {}", island)).at(boat) == game.at(boat)
-    game[sea]["wind"] = next(quarter for quarter in game.QUARTERS if quarter != game[island]["lies"])
+    game[sea]["wind"] = next(name for name in game.QUARTERS if name != game[island]["lies"])
     assert game.act(("sail to {}", island)).at(boat) == island
 
 
@@ -153,18 +193,26 @@ def test_walk_goes_on_from_the_gold_action(records):
         assert [s[0]["step"] for s in states] == list(range(1, len(states) + 1))
         for tried, after in zip(states, states[1:] + [None]):
             gold = [r for r in tried if r["gold"]]
-            assert len(gold) == 1 and all(r["game_state"] == gold[0]["game_state"] and r["score"] == gold[0]["score"] for r in tried)
+            assert len(gold) == 1 and all(
+                r["game_state"] == gold[0]["game_state"] and r["score"] == gold[0]["score"]
+                for r in tried
+            )
             assert len({r["action"] for r in tried}) == len(tried)
             assert not gold[0]["score"]["gameOver"]
             if after:
-                assert next_state(gold[0]) == after[0]["game_state"] and gold[0]["next_score"] == after[0]["score"]
+                assert (
+                    next_state(gold[0]) == after[0]["game_state"]
+                    and gold[0]["next_score"] == after[0]["score"]
+                )
 
 
 def test_changed_equals_difference(records):
     for r in records:
         before = {o["uuid"]: o for o in r["game_state"]}
         assert all(before.get(o["uuid"]) != o for o in r["diff"]["modified"])
-        assert r["changed"] == bool(r["diff"]["modified"] or r["diff"]["removed"] or r["diff"]["score"])
+        assert r["changed"] == bool(
+            r["diff"]["modified"] or r["diff"]["removed"] or r["diff"]["score"]
+        )
         assert any(r["changed_by"]) or not r["changed"]
         assert r["changed_by"][2] == bool(r["diff"]["score"]) == (r["score"] != r["next_score"])
 
@@ -178,7 +226,7 @@ def test_records_share_no_objects():
             o["properties"]["spoilt"] = True
             o["contains"].append("spoilt")
         r["score"]["score"] = r["next_score"]["score"] = r["diff"]["score"]["score"] = -1
-        assert list(map(key, records[i + 1:i + 9])) == texts[i + 1:i + 9]
+        assert list(map(key, records[i + 1 : i + 9])) == texts[i + 1 : i + 9]
 
 
 # Determinism and splits
@@ -188,21 +236,30 @@ def test_seed_fixes_everything():
     first = key(list(transitions(2 * len(KINDS), seed=3, steps=5)))
     assert first == key(list(transitions(2 * len(KINDS), seed=3, steps=5)))
     assert first != key(list(transitions(2 * len(KINDS), seed=4, steps=5)))
-    longer = [r for r in transitions(3 * len(KINDS), seed=3, steps=5) if r["instance"] < 2 * len(KINDS)]
-    assert first == key(longer)  # an instance does not depend on how many there are
+    # an instance does not depend on how many there are
+    longer = transitions(3 * len(KINDS), seed=3, steps=5)
+    assert first == key([r for r in longer if r["instance"] < 2 * len(KINDS)])
 
 
 def test_hash_seed_does_not_matter():
-    code = ("import json; from data.textgame.games import KINDS, transitions; "
-            "print(json.dumps(list(transitions(len(KINDS), seed=5, steps=5))))")
+    code = (
+        "import json; from data.textgame.games import KINDS, transitions; "
+        "print(json.dumps(list(transitions(len(KINDS), seed=5, steps=5))))"
+    )
     here = json.dumps(list(transitions(len(KINDS), seed=5, steps=5)))
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent,
-                           env={**os.environ, "PYTHONHASHSEED": "1"})
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )
     assert there.stdout.strip() == here  # this process has a hash seed of its own
 
 
 def test_instances_share_no_state(records):
-    """Splitting by instance leaks no state from training into test, within a seed and between two."""
+    """Splitting by instance leaks no state from training into test, in one seed or between two."""
     seeds = [records, list(transitions(GAMES, seed=1, tries=1))]
     owner = defaultdict(set)
     for number, seed in enumerate(seeds):
@@ -215,24 +272,32 @@ def test_instances_share_no_state(records):
 
 
 def test_share_of_changed_records(records):
-    share = {name[0]: sum(r["changed"] for r in rs) / len(rs) for name, rs in by(records, "game").items()}
+    share = {}
+    for (name,), rs in by(records, "game").items():
+        share[name] = sum(r["changed"] for r in rs) / len(rs)
     assert 0.3 < sum(r["changed"] for r in records) / len(records) < 0.5
-    assert set(share) == set(NAMES) and all(0.2 < s < 0.65 + 0.15 * (name == "sailing") for name, s in share.items()), share
+    assert set(share) == set(NAMES) and all(
+        0.2 < s < 0.65 + 0.15 * (name == "sailing") for name, s in share.items()
+    ), share
 
 
 def test_every_way_of_changing_occurs(records):
-    created = {r["game"] for r in records if any(o["uuid"] >= r["uuid_base"] for o in r["diff"]["modified"])}
+    created = set()
+    for r in records:
+        if any(o["uuid"] >= r["uuid_base"] for o in r["diff"]["modified"]):
+            created.add(r["game"])
     destroyed = {r["game"] for r in records if r["diff"]["removed"]}
     ticking = {r["game"] for r in records if r["changed_by"][:2] == [0, 1]}
     scored = {r["game"] for r in records if r["changed_by"][2]}
-    assert created == {"circuit", "painting", "garden"} and destroyed >= created | {"storage", "dishes"}
+    assert created == {"circuit", "painting", "garden"}
+    assert destroyed >= created | {"storage", "dishes"}
     assert ticking == set(NAMES) - {"storage"} and scored == set(NAMES)
     assert any(r["next_score"]["gameOver"] and not r["next_score"]["gameWon"] for r in records)
     assert any(r["next_score"]["score"] < r["score"]["score"] for r in records)
 
 
 def test_where_time_works_every_action_changes_something(records):
-    """A tick that follows whatever is done: in such states also 'look' and nonsense change the state."""
+    """A tick follows whatever is done: in such states also 'look' and nonsense change the state."""
     idle = [r for r in records if r["action"] == "look"]
     assert any(r["changed"] for r in idle) and any(not r["changed"] for r in idle)
     assert all(r["changed_by"][0] == 0 for r in idle)
@@ -245,13 +310,20 @@ def test_wandering_and_tries_are_obeyed():
         assert len(tried) == 1
     eager = list(transitions(len(KINDS), seed=6, useful=1.0, steps=2))
     lazy = list(transitions(len(KINDS), seed=6, useful=0.0, steps=2))
-    assert sum(r["changed"] for r in eager) / len(eager) > 0.7 > 0.4 > sum(r["changed"] for r in lazy) / len(lazy)
+    assert (
+        sum(r["changed"] for r in eager) / len(eager)
+        > 0.7
+        > 0.4
+        > sum(r["changed"] for r in lazy) / len(lazy)
+    )
 
 
 def test_hints_win_most_games():
     """The scripted way leads through the interesting states to the end."""
     last = {r["instance"]: r for r in transitions(GAMES, seed=7, steps=40, tries=1, wander=0)}
-    won = {name[0]: sum(r["next_score"]["gameWon"] for r in ends) for name, ends in by(last.values(), "game").items()}
+    won = {}
+    for (name,), ends in by(last.values(), "game").items():
+        won[name] = sum(r["next_score"]["gameWon"] for r in ends)
     assert set(won) == set(NAMES) and min(won.values()) >= 0.7 * GAMES / len(KINDS), won
 
 
@@ -267,33 +339,45 @@ def test_free_space_is_kept_exactly(records):
             for o in state:
                 if "free" in o["properties"]:
                     room = o["properties"]["free"] + sum(size[child] for child in o["contains"])
-                    assert o["properties"]["free"] >= 0 and total.setdefault((r["instance"], o["name"]), room) == room
+                    assert (
+                        o["properties"]["free"] >= 0
+                        and total.setdefault((r["instance"], o["name"]), room) == room
+                    )
 
 
 def test_lids_and_hands():
     game = Game()
     room = game.start(random.Random(0), "room", hands=1)
     box = game.add("box", "Container", room, isOpenable=True, isOpen=False, free=2)
-    ball, cup, bag = (game.add(word, "Thing", room, isMoveable=True) for word in ("ball", "cup", "bag"))
+    words = ("ball", "cup", "bag")
+    ball, cup, bag = (game.add(word, "Thing", room, isMoveable=True) for word in words)
     game[bag]["free"] = 5
-    agent, hands = game.the("Agent"), lambda: game.inside(game.the("Agent"))
+    agent = game.the("Agent")
+    hands = lambda: game.inside(game.the("Agent"))
     assert hands() == [] and not game.copy().act(("put {} in {}", ball, box)).inside(box)
     game.act(("take {}", ball))
     assert hands() == [ball] and game[agent]["free"] == 0
     game.act(("take {}", cup)).act(("put {} in {}", ball, box))
     assert hands() == [ball]  # one hand only, and the box is closed
-    game.act(("open {}", box)).act(("put {} in {}", ball, box)).act(("close {}", box)).act(("take {}", ball))
+    game.act(("open {}", box)).act(("put {} in {}", ball, box))
+    game.act(("close {}", box)).act(("take {}", ball))
     assert game.inside(box) == [ball] and game[box]["free"] == 1 and hands() == []  # behind the lid
     game[cup]["free"] = 5
     game.move(cup, bag)
     game.act(("take {}", bag)).act(("put {} in {}", bag, cup)).act(("put {} in {}", bag, agent))
     assert hands() == [bag] and game.inside(bag) == [cup]  # nothing goes into what it holds
-    game.act(("take {}", room)).act(("take {}", agent)).act(("open {}", ball)).act(("turn on {}", box)).act(("drop {}", bag))
-    assert game.here() == room and game.inside(room) == [agent, box, bag] and game[box] == {"isOpenable": True, "isOpen": False, "free": 1}
+    game.act(("take {}", room)).act(("take {}", agent)).act(("open {}", ball))
+    game.act(("turn on {}", box)).act(("drop {}", bag))
+    assert (
+        game.here() == room
+        and game.inside(room) == [agent, box, bag]
+        and game[box] == {"isOpenable": True, "isOpen": False, "free": 1}
+    )
 
 
 def test_toward():
-    assert [toward(20, 50, 8), toward(45, 50, 8), toward(50, 50, 8), toward(60, 50, 8), toward(52, 50, 8)] == [28, 50, 50, 52, 50]
+    values = (20, 45, 50, 60, 52)
+    assert [toward(value, 50, 8) for value in values] == [28, 50, 50, 52, 50]
 
 
 def built(kind, seed=0):
@@ -304,7 +388,8 @@ def built(kind, seed=0):
 
 def test_oven_heats_food_and_its_timer_turns_it_off():
     game = built(Baking)
-    oven, food = game.the("Oven"), game.the("Food")
+    oven = game.the("Oven")
+    food = game.the("Food")
     game.move(food, oven)
     warmth = game[game.here()]["temperature"] = 20
     game[oven].update(isOpen=False, isOn=True, temperature=warmth, power=20, limit=70, timer=2)
@@ -312,14 +397,21 @@ def test_oven_heats_food_and_its_timer_turns_it_off():
     seen = []
     for _ in range(4):
         game.tick()
-        seen.append((game[oven]["temperature"], game[oven]["timer"], game[oven]["isOn"], game[food]["temperature"], game[food]["state"]))
-    assert seen == [(40, 1, True, 32, "raw"), (60, 0, False, 44, "baked"), (50, 0, False, 50, "burnt"), (40, 0, False, 40, "burnt")]
+        heat = [game[oven][key] for key in ("temperature", "timer", "isOn")]
+        seen.append((*heat, game[food]["temperature"], game[food]["state"]))
+    assert seen == [
+        (40, 1, True, 32, "raw"),
+        (60, 0, False, 44, "baked"),
+        (50, 0, False, 50, "burnt"),
+        (40, 0, False, 40, "burnt"),
+    ]
     assert game.judge()[2]
 
 
 def test_closing_a_circuit_warms_the_egg_in_the_same_step():
     game = built(Circuit)
-    switch, device, egg, nest, battery = map(game.the, ("Switch", "Device", "Egg", "Container", "Battery"))
+    kinds = ("Switch", "Device", "Egg", "Container", "Battery")
+    switch, device, egg, nest, battery = map(game.the, kinds)
     for other in game.all("Device")[1:]:
         game.move(other, None)
     for name in (device, egg):
@@ -329,9 +421,18 @@ def test_closing_a_circuit_warms_the_egg_in_the_same_step():
     game[battery]["charge"] = 5
     game[egg].update(temperature=20, hatchesAt=28)
     game, outcome = step(game, ("turn on {}", switch))
-    assert game[device]["works"] and game[battery]["charge"] == 2 and game[egg]["temperature"] == 24 and len(outcome["diff"]["modified"]) == 4
+    assert (
+        game[device]["works"]
+        and game[battery]["charge"] == 2
+        and game[egg]["temperature"] == 24
+        and len(outcome["diff"]["modified"]) == 4
+    )
     game, outcome = step(game, ("look",))
-    assert game.the("Egg") is None and game.inside(nest)[-1] == game.the("Chick") and outcome["next_score"]["gameWon"]
+    assert (
+        game.the("Egg") is None
+        and game.inside(nest)[-1] == game.the("Chick")
+        and outcome["next_score"]["gameWon"]
+    )
     assert game[battery]["charge"] == 0
     assert step(game, ("wait",))[0][device]["works"] is False  # nothing left in the battery
 
@@ -348,7 +449,11 @@ def test_pouring_fills_what_fits_and_mixes():
     assert game.content(a) == ("red", 3) and game.content(b) == ("purple", 10)
     assert game.copy().act(("pour {} into {}", a, b)).objects == game.objects  # it is full
     game.act(("pour {} into {}", a, c))
-    assert game.content(a) == (None, 0) and game.content(c) == ("red", 3) and len(game.all("Paint")) == 2
+    assert (
+        game.content(a) == (None, 0)
+        and game.content(c) == ("red", 3)
+        and len(game.all("Paint")) == 2
+    )
     game.act(("drop {}", a)).act(("take {}", b)).act(("pour {} into {}", b, c))
     assert game.content(b) == ("purple", 3) and game.content(c) == ("brown", 10)
     game.act(("empty {}", b))
@@ -357,11 +462,14 @@ def test_pouring_fills_what_fits_and_mixes():
 
 def test_keys_fit_by_number_and_wear_out():
     game = built(Storage)
-    chest, agent = game.the("Chest"), game.the("Agent")
+    chest = game.the("Chest")
+    agent = game.the("Agent")
     game[agent]["free"] = 9
-    right, wrong = sorted(game.all("Key"), key=lambda name: game[name]["fits"] != game[chest]["lock"])
+    lock = game[chest]["lock"]
+    right, wrong = sorted(game.all("Key"), key=lambda name: game[name]["fits"] != lock)
     game[right]["uses"] = 1
-    assert game.copy().act(("unlock {} with {}", chest, right)).objects == game.objects  # not in the hands
+    # not in the hands
+    assert game.copy().act(("unlock {} with {}", chest, right)).objects == game.objects
     for name in (right, wrong):
         game.move(name, agent)
     assert game.copy().act(("unlock {} with {}", chest, wrong)).objects == game.objects

@@ -1,4 +1,5 @@
 """Metrics of frames, against scikit-image, closed forms and brute force."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,12 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import rewards
+
+
+# scikit-image's options for the SSIM of Wang et al. 2004
+AS_IN_THE_PAPER = dict(
+    channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1
+)
 
 
 def frames(n=3, size=(24, 32), seed=0):
@@ -21,19 +28,24 @@ def test_ssim_and_psnr_agree_with_scikit_image(size):
     a, b = frames(size=size)
     for n in range(3):
         x, y = (t[n].permute(1, 2, 0).numpy() for t in (a, b))
-        expected = structural_similarity(x, y, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)
+        expected = structural_similarity(x, y, **AS_IN_THE_PAPER)
         assert rewards.ssim(a, b)[n].item() == pytest.approx(expected, abs=1e-4)
-        assert rewards.psnr(a, b)[n].item() == pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), abs=1e-4)
+        expected = peak_signal_noise_ratio(x, y, data_range=1)
+        assert rewards.psnr(a, b)[n].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_mae_and_mse_are_means_over_pixels_and_masks_choose_them():
     a, b = frames()
-    assert rewards.mae(a, b).tolist() == pytest.approx([np.abs(x - y).mean() for x, y in zip(a.numpy(), b.numpy())], rel=1e-5)
-    assert rewards.mse(a, b).tolist() == pytest.approx([((x - y) ** 2).mean() for x, y in zip(a.numpy(), b.numpy())], rel=1e-5)
+    by_hand = [np.abs(x - y).mean() for x, y in zip(a.numpy(), b.numpy())]
+    assert rewards.mae(a, b).tolist() == pytest.approx(by_hand, rel=1e-5)
+    by_hand = [((x - y) ** 2).mean() for x, y in zip(a.numpy(), b.numpy())]
+    assert rewards.mse(a, b).tolist() == pytest.approx(by_hand, rel=1e-5)
     mask = torch.rand(3, 1, 24, 32) > 0.5
     mask[2] = False
-    by_hand = [np.abs(x - y)[:, m[0]].mean() for x, y, m in zip(a.numpy()[:2], b.numpy(), mask.numpy())] + [0]
-    assert rewards.mae(a, b, mask).tolist() == pytest.approx(by_hand, rel=1e-5)
+    by_hand = []
+    for x, y, m in zip(a.numpy()[:2], b.numpy(), mask.numpy()):
+        by_hand.append(np.abs(x - y)[:, m[0]].mean())
+    assert rewards.mae(a, b, mask).tolist() == pytest.approx([*by_hand, 0], rel=1e-5)
     assert rewards.psnr(a, b, mask)[2] == 100
 
 
@@ -59,20 +71,24 @@ def test_ssim_of_bright_and_nearly_flat_frames_does_not_cancel():
     b = (a + 0.01 * torch.randn(a.shape, generator=generator)).clamp(0, 1)
     for n in range(2):
         x, y = (t[n].permute(1, 2, 0).double().numpy() for t in (a, b))
-        expected = structural_similarity(x, y, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)
+        expected = structural_similarity(x, y, **AS_IN_THE_PAPER)
         assert rewards.ssim(a, b)[n].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_metrics_are_fp32_also_under_autocast_and_never_pass_through_a_convolution_that_rounds(tmp_path, monkeypatch):
+def test_metrics_are_fp32_also_under_autocast_and_never_pass_through_a_convolution_that_rounds(
+    tmp_path, monkeypatch
+):
     public_files(tmp_path)
     net = rewards.load_lpips(str(tmp_path))
     a, b = frames(1)
-    functions = [rewards.mae, rewards.mse, rewards.psnr, rewards.ssim, lambda a, b: rewards.lpips(a, b, net)]
+    functions = [rewards.mae, rewards.mse, rewards.psnr, rewards.ssim]
+    functions.append(lambda a, b: rewards.lpips(a, b, net))
     expected = [function(a, b) for function in functions]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for function, value in zip(functions, expected):
             assert function(a, b).dtype == torch.float32 and torch.equal(function(a, b), value)
-    monkeypatch.setattr(torch.nn.functional, "conv2d", None)  # on a GPU it is TF32 by default, which is too coarse for SSIM
+    # on a GPU it is TF32 by default, which is too coarse for SSIM
+    monkeypatch.setattr(torch.nn.functional, "conv2d", None)
     assert torch.equal(rewards.ssim(a, b), expected[3])
 
 
@@ -84,32 +100,47 @@ def test_moving_pixels_are_those_where_any_colour_differs():
     truth[1, 1, 2, 2] += 0.02  # below the threshold of 8 / 255
     mask = rewards.moving(truth, last)
     assert mask.shape == (2, 1, 4, 5) and mask.nonzero().tolist() == [[0, 0, 1, 3], [1, 0, 0, 0]]
-    assert rewards.moving(truth, last, threshold=0.01).nonzero().tolist() == [[0, 0, 1, 3], [1, 0, 0, 0], [1, 0, 2, 2]]
+    finer = rewards.moving(truth, last, threshold=0.01)
+    assert finer.nonzero().tolist() == [[0, 0, 1, 3], [1, 0, 0, 0], [1, 0, 2, 2]]
     assert rewards.mae(truth, last, mask).tolist() == pytest.approx([0.1 / 3] * 2, rel=1e-5)
-    several = rewards.moving(truth[:, None].expand(2, 6, 3, 4, 5), last[:, None])  # frames of a segment against the one frame before it
+    # frames of a segment against the one frame before it
+    several = rewards.moving(truth[:, None].expand(2, 6, 3, 4, 5), last[:, None])
     assert several.shape == (2, 6, 1, 4, 5) and torch.equal(several[:, 4], mask)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10 ** 6))
+@given(st.integers(0, 10**6))
 def test_values_stay_in_their_ranges(seed):
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.rand(2, 3, 16, 16, generator=generator).pow(p) for p in (1, 5))
-    assert ((0 <= rewards.mae(a, b)) & (rewards.mae(a, b) <= 1)).all() and ((rewards.ssim(a, b) <= 1) & (rewards.ssim(a, b) >= -1)).all()
+    assert ((0 <= rewards.mae(a, b)) & (rewards.mae(a, b) <= 1)).all()
+    assert ((rewards.ssim(a, b) <= 1) & (rewards.ssim(a, b) >= -1)).all()
     assert ((0 <= rewards.psnr(a, b)) & (rewards.psnr(a, b) <= 100)).all()
 
 
 def public_files(folder):
-    """Random weights in the layout of torchvision's VGG16 and of the LPIPS repository, and the same network as nn.Sequential."""
+    """
+    Random weights in the layout of torchvision's VGG16 and of the LPIPS repository.
+
+    Returns the same network as nn.Sequential, and the weights of the heads.
+    """
     torch.manual_seed(0)
     widths = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
-    layers, previous = [], 3
+    layers = []
+    previous = 3
     for width in widths:
-        layers += [nn.MaxPool2d(2)] if width == "M" else [nn.Conv2d(previous, width, 3, padding=1), nn.ReLU()]
-        previous = previous if width == "M" else width
+        if width == "M":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(previous, width, 3, padding=1), nn.ReLU()]
+            previous = width
     vgg = nn.Sequential(*layers)
-    heads = {f"lin{n}.model.1.weight": torch.rand(1, c, 1, 1) for n, c in enumerate((64, 128, 256, 512, 512))}
-    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()} | {"classifier.0.bias": torch.zeros(3)}, folder / "vgg16-397923af.pth")
+    heads = {}
+    for n, width in enumerate((64, 128, 256, 512, 512)):
+        heads[f"lin{n}.model.1.weight"] = torch.rand(1, width, 1, 1)
+    weights = {f"features.{k}": v for k, v in vgg.state_dict().items()}
+    weights["classifier.0.bias"] = torch.zeros(3)
+    torch.save(weights, folder / "vgg16-397923af.pth")
     torch.save(heads, folder / "vgg.pth")
     return vgg, [head.flatten() for head in heads.values()]
 
@@ -119,15 +150,18 @@ def test_lpips_is_what_its_paper_says(tmp_path):
     net = rewards.load_lpips(str(tmp_path))
     a, b = frames(2, (32, 48))
     expected = np.zeros(2)
-    ends = (4, 9, 16, 23, 30)  # torchvision's slices: relu1_2 is the output of the first four modules, and so on
+    # torchvision's slices: relu1_2 is the output of the first four modules, and so on
+    ends = (4, 9, 16, 23, 30)
+    shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+    spread = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
     with torch.no_grad():
         for end, head in zip(ends, heads):
             maps = []
             for x in (a, b):
-                scaled = ((2 * x - 1) - torch.tensor([-.030, -.088, -.188])[:, None, None]) / torch.tensor([.458, .448, .450])[:, None, None]
-                y = vgg[:end](scaled)
+                y = vgg[:end](((2 * x - 1) - shift) / spread)
                 maps.append(y / (torch.linalg.vector_norm(y, dim=1, keepdim=True) + 1e-10))
-            expected += torch.einsum("nchw,c->nhw", (maps[0] - maps[1]) ** 2, head).mean((1, 2)).numpy()
+            weighted = torch.einsum("nchw,c->nhw", (maps[0] - maps[1]) ** 2, head)
+            expected += weighted.mean((1, 2)).numpy()
     assert rewards.lpips(a, b, net).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
     assert rewards.lpips(a, a, net).tolist() == [0, 0]
     assert expected.min() > 0.01 and not any(p.requires_grad for p in net.parameters())
@@ -138,7 +172,8 @@ def test_lpips_is_what_its_paper_says(tmp_path):
     rewards.lpips(a, b, net).sum().backward()
     assert b.grad.isfinite().all() and b.grad.abs().sum() > 0  # the tokenizer may train on it
     for convolution in net.convolutions:
-        convolution.bias.sub_(1)  # now many places have no active channel: a root of 0, whose slope is infinite
+        # now many places have no active channel: a root of 0, whose slope is infinite
+        convolution.bias.sub_(1)
     b.grad = None
     rewards.lpips(a, b, net).sum().backward()
     assert b.grad.isfinite().all()
@@ -148,12 +183,17 @@ def test_one_file_with_both_and_the_old_format_of_the_public_files(tmp_path):
     public_files(tmp_path)
     a, b = frames(1, (16, 16))
     expected = rewards.lpips(a, b, rewards.load_lpips(str(tmp_path)))
-    both = {**torch.load(tmp_path / "vgg16-397923af.pth", weights_only=True), **torch.load(tmp_path / "vgg.pth", weights_only=True)}
-    torch.save(both, tmp_path / "both.pth", _use_new_zipfile_serialization=False)  # torchvision's file is older than the zip format
+    both = {
+        **torch.load(tmp_path / "vgg16-397923af.pth", weights_only=True),
+        **torch.load(tmp_path / "vgg.pth", weights_only=True),
+    }
+    # torchvision's file is older than the zip format
+    torch.save(both, tmp_path / "both.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(rewards.lpips(a, b, rewards.load_lpips(tmp_path / "both.pth")), expected)
     del both["features.28.bias"]  # the last convolution
     torch.save(both, tmp_path / "both.pth")
-    with pytest.raises(ValueError, match="features.28.bias.*download.pytorch.org.*PerceptualSimilarity"):
+    words = "features.28.bias.*download.pytorch.org.*PerceptualSimilarity"
+    with pytest.raises(ValueError, match=words):
         rewards.load_lpips(tmp_path / "both.pth")
 
 
@@ -174,13 +214,15 @@ def test_missing_or_foreign_weights_get_a_sentence(tmp_path):
 
 def test_repetition_by_brute_force():
     torch.manual_seed(0)
-    tokens, last = torch.randint(0, 2, (50, 4, 2)), torch.randint(0, 2, (50, 2))
+    tokens = torch.randint(0, 2, (50, 4, 2))
+    last = torch.randint(0, 2, (50, 2))
     by_hand = []
     for row, before in zip(tokens.tolist(), last.tolist()):
         sequence = [before, *row]
         by_hand.append([float(sequence[t] == sequence[t + 1]) for t in range(4)])
     assert rewards.frame_repeats(tokens, last).tolist() == by_hand
-    assert rewards.frame_repeats(last[:, None], last).tolist() == [[1]] * 50  # single-step: the last frame again
+    # single-step: the last frame again
+    assert rewards.frame_repeats(last[:, None], last).tolist() == [[1]] * 50
 
 
 def test_frames_are_aggregated():
@@ -189,4 +231,5 @@ def test_frames_are_aggregated():
     assert rewards.aggregate_frames(values, "last").item() == 4
     with pytest.raises(ValueError, match="'lst'"):
         rewards.aggregate_frames(values, "lst")
-    assert rewards.aggregate_frames(values, "discount").item() == pytest.approx((0.9 * 1 + 0.81 * 2 + 0.729 * 4) / (0.9 + 0.81 + 0.729))
+    discounted = (0.9 * 1 + 0.81 * 2 + 0.729 * 4) / (0.9 + 0.81 + 0.729)
+    assert rewards.aggregate_frames(values, "discount").item() == pytest.approx(discounted)

@@ -1,4 +1,9 @@
-"""The table top and episodes on disk: what actions do, that the truth is known, and that foreign files get a sentence."""
+"""
+The table top and episodes on disk.
+
+What actions do, that the truth is known, and that foreign files get a sentence.
+"""
+
 import io
 import json
 import zipfile
@@ -19,18 +24,22 @@ def a_table(seed=0, **state):
     return table
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The simulator
 
 
 def test_a_seed_fixes_an_episode():
-    a, b, c = episode([0, 1], 6), episode([0, 1], 6), episode([0, 2], 6)
-    assert all(np.array_equal(x, y) for x, y in zip(a[:3], b[:3])) and not np.array_equal(a[0], c[0])
-    assert a[0].shape == (6, 64, 64, 3) and a[0].dtype == np.uint8 and a[1].shape == (6, 4) and a[1].dtype == np.float32
+    a = episode([0, 1], 6)
+    b = episode([0, 1], 6)
+    c = episode([0, 2], 6)
+    assert all(np.array_equal(x, y) for x, y in zip(a[:3], b[:3]))
+    assert not np.array_equal(a[0], c[0])
+    assert a[0].shape == (6, 64, 64, 3) and a[0].dtype == np.uint8
+    assert a[1].shape == (6, 4) and a[1].dtype == np.float32
 
 
 def test_actions_lead_from_one_frame_to_the_next():
-    """Trap 22: state[t + 1] is state[t] moved by action[t]."""
+    """state[t + 1] is state[t] moved by action[t], and not by the action before or after it."""
     for seed in range(30):
         _, action, state, *_ = episode([3, seed], 10)
         for t in range(9):
@@ -38,7 +47,8 @@ def test_actions_lead_from_one_frame_to_the_next():
                 continue  # something may be held
             expected = np.clip(state[t, :2] + STEP * action[t, :2], [0.06, 0.12], 0.94)
             assert state[t + 1, :2] == pytest.approx(expected, abs=1e-5)
-            assert state[t + 1, 2] == pytest.approx(np.clip(state[t, 2] + LIFT * action[t, 2], 0, 1), abs=1e-5)
+            height = np.clip(state[t, 2] + LIFT * action[t, 2], 0, 1)
+            assert state[t + 1, 2] == pytest.approx(height, abs=1e-5)
 
 
 def test_the_gripper_is_seen_where_it_is():
@@ -48,7 +58,8 @@ def test_the_gripper_is_seen_where_it_is():
         dark = table.render().astype(int).sum(-1) < 250
         dark[:20] = False  # the drawer
         rows, columns = np.nonzero(dark)
-        assert columns.mean() / 64 == pytest.approx(x, abs=0.03) and rows.mean() / 64 == pytest.approx(y, abs=0.03)
+        assert columns.mean() / 64 == pytest.approx(x, abs=0.03)
+        assert rows.mean() / 64 == pytest.approx(y, abs=0.03)
 
 
 def test_a_low_gripper_pushes_and_a_high_one_does_not():
@@ -72,20 +83,24 @@ def test_objects_never_overlap_nor_leave_the_table():
     table.step([0, 0, 1, -1])
     for i in range(3):
         for j in range(i):
-            assert np.hypot(*(table.place[i] - table.place[j])) > 0.8 * (table.radius[i] + table.radius[j])  # corners may be tight
+            # corners may be tight
+            touching = table.radius[i] + table.radius[j]
+            assert np.hypot(*(table.place[i] - table.place[j])) > 0.8 * touching
 
 
 def test_a_grasped_object_goes_along_until_it_is_let_go():
     table = a_table(height=0.0)
     table.place = np.array([[0.5, 0.6], [0.2, 0.85], [0.8, 0.85]])
-    table.gripper, table.target = np.array([0.5, 0.6]), 0
+    table.gripper = np.array([0.5, 0.6])
+    table.target = 0
     table.step([0, 0, 0, 1])
     assert table.held == 0 and not table.success("grasp")
     table.step([1, -1, 1, 1])
     assert table.place[0].tolist() == pytest.approx([0.6, 0.5]) and table.success("grasp")
     table.step([0, 0, 0, -1])
     table.step([1, 0, 0, -1])
-    assert table.held == -1 and table.place[0, 0] == pytest.approx(0.6) and not table.success("grasp")
+    assert table.held == -1 and table.place[0, 0] == pytest.approx(0.6)
+    assert not table.success("grasp")
 
 
 def test_the_drawer_opens_by_its_handle_only():
@@ -94,12 +109,14 @@ def test_the_drawer_opens_by_its_handle_only():
         table.step([0, 1, -1, 1])
     assert table.drawer == 0
     table = a_table(height=0.0)
-    table.gripper, table.place = table.handle(), np.array([[0.2, 0.8], [0.5, 0.85], [0.8, 0.8]])
+    table.gripper = table.handle()
+    table.place = np.array([[0.2, 0.8], [0.5, 0.85], [0.8, 0.8]])
     table.step([0, 0, 0, 1])
     before = table.render()
     for _ in range(3):
         table.step([0, 1, 0, 1])
-    assert table.drawer == 1.0 and table.success("drawer") and not np.array_equal(before[:12], table.render()[:12])
+    assert table.drawer == 1.0 and table.success("drawer")
+    assert not np.array_equal(before[:12], table.render()[:12])
 
 
 def test_skilled_hands_succeed_more_often_than_clumsy_ones():
@@ -114,6 +131,7 @@ def test_skilled_hands_succeed_more_often_than_clumsy_ones():
                     done += 1
                     break
         return done / 25
+
     for task in TASKS:
         assert rate(task, 1.0) >= 0.35, task
         assert rate(task, 1.0) > rate(task, 0.0) + 0.2, task
@@ -127,18 +145,21 @@ def test_repeating_the_last_frame_is_far_worse_than_31_dB():
     for seed in range(40):
         image = episode([5, seed], 16)[0].astype(np.float32) / 255
         errors.append(((image[1:] - image[:-1]) ** 2).mean())
-    assert np.mean(errors) >= 3 * 10 ** -3.1
+    assert np.mean(errors) >= 3 * 10**-3.1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Worlds on disk
 
 
 def test_prepare_writes_two_worlds_of_one_data_set(tmp_path, capsys):
     prepare.main(["--preset=smoke", f"--out={tmp_path / 'r'}"])
-    single, multi = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("r", "r-multi"))
+    single = json.loads((tmp_path / "r" / "meta.json").read_text())
+    multi = json.loads((tmp_path / "r-multi" / "meta.json").read_text())
     assert single["horizon"] == 1 and multi["horizon"] == 3 and "PSNR" in capsys.readouterr().out
-    splits = {split: read_world_episodes(tmp_path / "r", split) for split in ("train", "val", "test")}
+    splits = {}
+    for split in ("train", "val", "test"):
+        splits[split] = read_world_episodes(tmp_path / "r", split)
     assert [len(e) for e in splits.values()] == [6, 2, 2]
     pictures = [image.tobytes() for episodes in splits.values() for image, _ in episodes]
     assert len(set(pictures)) == 10  # no episode stands in two splits
@@ -146,33 +167,48 @@ def test_prepare_writes_two_worlds_of_one_data_set(tmp_path, capsys):
     assert np.array_equal(again[0][0], splits["val"][0][0])
     low = np.min([action.min(0) for _, action in splits["train"]], axis=0)
     assert single["action_low"] == pytest.approx(low.tolist())
-    prepare.main(["--preset=smoke", f"--out={tmp_path / 'r'}", "--episodes=4", "--height=32", "--width=48"])  # over the old one
-    assert len(read_world_episodes(tmp_path / "r", "train")) == 4 and read_world_episodes(tmp_path / "r", "train")[0][0].shape[1:] == (32, 48, 3)
+    # over the old one
+    options = ["--episodes=4", "--height=32", "--width=48"]
+    prepare.main(["--preset=smoke", f"--out={tmp_path / 'r'}", *options])
+    train = read_world_episodes(tmp_path / "r", "train")
+    assert len(train) == 4 and train[0][0].shape[1:] == (32, 48, 3)
     assert {path.name for path in tmp_path.iterdir()} == {"r", "r-multi"}
 
 
 def test_your_own_episodes_are_split(tmp_path):
     for n in range(10):
         write_episode(tmp_path / f"{n}.npz", *episode([9, n], 9)[:2])
-    prepare.main(["--source=episodes", f"--path={tmp_path}", f"--out={tmp_path / 'w'}", "--val=0.2", "--test=0.3"])
+    options = ["--source=episodes", "--val=0.2", "--test=0.3"]
+    prepare.main([f"--path={tmp_path}", f"--out={tmp_path / 'w'}", *options])
     counts = [len(read_world_episodes(tmp_path / "w", split)) for split in ("train", "val", "test")]
     assert counts == [5, 2, 3]
 
 
 def test_real_clips_become_a_world(shared, tmp_path):
-    prepare.main(["--source=episodes", f"--path={shared / 'data/bridge_debug'}", f"--out={tmp_path / 'bridge'}"])
-    train = read_world_episodes(tmp_path / "bridge", "train")
+    out = tmp_path / "bridge"
+    prepare.main(["--source=episodes", f"--path={shared / 'data/bridge_debug'}", f"--out={out}"])
+    train = read_world_episodes(out, "train")
     assert train[0][0].shape == (10, 64, 64, 3) and train[0][1].shape == (10, 7)
-    assert sum(len(read_world_episodes(tmp_path / "bridge", split)) for split in ("train", "val", "test")) == 25
+    assert sum(len(read_world_episodes(out, split)) for split in ("train", "val", "test")) == 25
 
 
-IMAGE, ACTION = np.zeros((5, 8, 8, 3), np.uint8), np.zeros((5, 2), np.float32)
+IMAGE = np.zeros((5, 8, 8, 3), np.uint8)
+ACTION = np.zeros((5, 2), np.float32)
 
 
-@pytest.mark.parametrize("image,action,sentence", [
-    (IMAGE.astype(np.float32), ACTION, "uint8"), (IMAGE[0], ACTION, "uint8"), (IMAGE, ACTION[:3], "5 frames"), (IMAGE, ACTION[:, 0], "action is"),
-    (IMAGE, np.where(np.arange(5)[:, None] == 3, np.nan, ACTION), "action 3 is not finite"), (IMAGE[:0], ACTION[:0], "image is"),
-    (np.array([object()] * 5), ACTION, "Python objects"), (IMAGE, np.array([["a"]] * 5), "action is")])
+@pytest.mark.parametrize(
+    "image,action,sentence",
+    [
+        (IMAGE.astype(np.float32), ACTION, "uint8"),
+        (IMAGE[0], ACTION, "uint8"),
+        (IMAGE, ACTION[:3], "5 frames"),
+        (IMAGE, ACTION[:, 0], "action is"),
+        (IMAGE, np.where(np.arange(5)[:, None] == 3, np.nan, ACTION), "action 3 is not finite"),
+        (IMAGE[:0], ACTION[:0], "image is"),
+        (np.array([object()] * 5), ACTION, "Python objects"),
+        (IMAGE, np.array([["a"]] * 5), "action is"),
+    ],
+)
 def test_a_bad_array_gets_a_sentence(tmp_path, image, action, sentence):
     np.savez(tmp_path / "bad.npz", image=image, action=action)
     with pytest.raises(BadInput, match=sentence) as error:
@@ -184,16 +220,19 @@ def test_a_bad_file_gets_a_sentence(tmp_path):
     path = tmp_path / "bad.npz"
     write_episode(path, IMAGE, ACTION)
     whole = path.read_bytes()
-    for content in (whole[:len(whole) // 2], b"", b"text", whole[:60] + bytes(40) + whole[100:]):
+    for content in (whole[: len(whole) // 2], b"", b"text", whole[:60] + bytes(40) + whole[100:]):
         path.write_bytes(content)
         with pytest.raises(BadInput, match="bad.npz"):
             read_episode(path)
     np.savez(path, image=IMAGE)
     with pytest.raises(BadInput, match="no array 'action'"):
         read_episode(path)
+    # declares 190 terabytes
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10 ** 6, 10 ** 6, 64, 3)})
-    with zipfile.ZipFile(path, "w") as file:  # declares 190 terabytes
+    shape = (10**6, 10**6, 64, 3)
+    declared = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, declared)
+    with zipfile.ZipFile(path, "w") as file:
         file.writestr("image.npy", header.getvalue())
         file.writestr("action.npy", header.getvalue())
     with pytest.raises(BadInput, match="declares 192,000,000,000,000"):

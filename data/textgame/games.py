@@ -1,20 +1,25 @@
 """
 Eight kinds of household text games, made up on the spot, in the state format of ByteSized32.
 
-One step reads from top to bottom of this file: act() carries out the action if the rules of the house allow it, tick() lets time pass
-(ovens heat, timers run, plants drink), judge() counts the sub-goals, and step() compares the state before and after: the difference to predict.
-transitions() builds instances of each kind, walks through them with their hint(), tries several actions in every state and writes down what happens.
+One step reads from top to bottom of this file: act() carries out the action if the rules of the
+house allow it, tick() lets time pass (ovens heat, timers run, plants drink), judge() counts the
+sub-goals, and step() compares the state before and after: the difference to predict. transitions()
+builds instances of each kind, walks through them with their hint(), tries several actions in every
+state and writes down what happens.
 
-In seven of them the state tells all: whatever decides the outcome (rates, limits, the goal itself) is a property of some object, nothing is
-hidden and nothing is random once a game is built. The best possible world model is right every time, and every error is the model's own.
-The eighth, Sailing, has chance in it, as real worlds do: the wind. There the best answer is the likeliest next state, which is not what a
-model of likelihoods says when it is asked token by token.
+In seven of them the state tells all: whatever decides the outcome (rates, limits, the goal itself)
+is a property of some object, nothing is hidden and nothing is random once a game is built. The best
+possible world model is right every time, and every error is the model's own. The eighth, Sailing,
+has chance in it, as real worlds do: the wind. There the best answer is the likeliest next state,
+which is not what a model of likelihoods says when it is asked token by token.
 """
+
 import copy
 import random
 
 ADJECTIVES = "red blue green white black yellow small large round old heavy tall".split()
-MIXED = {("blue", "red"): "purple", ("blue", "yellow"): "green", ("red", "yellow"): "orange"}  # any other two colours give brown
+# any other two colours give brown
+MIXED = {("blue", "red"): "purple", ("blue", "yellow"): "green", ("red", "yellow"): "orange"}
 
 
 def noun(rng, words):
@@ -27,25 +32,34 @@ def toward(value, target, most):
     return min(value + most, target) if value < target else max(value - most, target)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What all games share: objects that contain each other, and the rules for hands, lids and switches
 
 
 class Game:
     """
-    The state of one game and its rules. A kind of game adds build(rng), tick(), judge(), hint() and verbs of its own.
+    The state of one game and its rules.
 
-    objects: {name: {"name": "cup (ID: 3)", "uuid", "type", "properties", "contains": [names]}}, the root first; uuid_base: the next free uuid.
+    A kind of game adds build(rng), tick(), judge(), hint() and verbs of its own.
+
+    objects: {name: {"name": "cup (ID: 3)", "uuid", "type", "properties", "contains": [names]}}, the
+    root first; uuid_base: the next free uuid.
     An action is a tuple: ("put {} in {}", cup, drawer). One that the rules forbid changes nothing.
     """
 
     def __init__(self):
-        self.objects, self.uuid_base, self.score = {}, 0, {}
+        self.objects = {}
+        self.uuid_base = 0
+        self.score = {}
 
     def copy(self):
-        """The same game at the same moment, independent of the first. (copy.deepcopy would take 20 times as long.)"""
+        """The same game at the same moment, independent of the first."""
+        # copy.deepcopy would take 20 times as long
         twin = copy.copy(self)
-        twin.objects = {name: {**o, "properties": dict(o["properties"]), "contains": list(o["contains"])} for name, o in self.objects.items()}
+        twin.objects = {
+            name: {**o, "properties": dict(o["properties"]), "contains": list(o["contains"])}
+            for name, o in self.objects.items()
+        }
         return twin
 
     # reading the state
@@ -83,8 +97,11 @@ class Game:
 
     def near(self, name):
         """True if the agent can reach an object: in the same room, behind no closed lid."""
-        places, here = self.places(name), self.here()
-        return here in places and all(self[place].get("isOpen", True) for place in places[:places.index(here)])
+        places = self.places(name)
+        here = self.here()
+        if here not in places:
+            return False
+        return all(self[place].get("isOpen", True) for place in places[: places.index(here)])
 
     def size(self, name):
         return self[name].get("size", 1)
@@ -92,17 +109,32 @@ class Game:
     # changing the state
 
     def add(self, words, kind, place=None, **properties):
-        """A new object of a type in a place (the root: None), called by words and its uuid. Returns its full name."""
+        """
+        A new object of a type in a place (the root: None), called by words and its uuid.
+
+        Returns its full name.
+        """
         name = f"{words} (ID: {self.uuid_base})"
-        self.objects[name] = {"name": name, "uuid": self.uuid_base, "type": kind, "properties": properties, "contains": []}
+        self.objects[name] = {
+            "name": name,
+            "uuid": self.uuid_base,
+            "type": kind,
+            "properties": properties,
+            "contains": [],
+        }
         self.uuid_base += 1
         if place:
             self.move(name, place)
         return name
 
     def move(self, name, place):
-        """Moves an object to a place (None: out of the world). A place with "free" loses the size of what enters and regains it later."""
-        old, size = self.at(name), self.size(name)
+        """
+        Moves an object to a place (None: out of the world).
+
+        A place with "free" loses the size of what enters and regains it later.
+        """
+        old = self.at(name)
+        size = self.size(name)
         for spot, gain in ((old, size), (place, -size)):
             if spot and "free" in self[spot]:
                 self[spot]["free"] += gain
@@ -114,19 +146,27 @@ class Game:
             del self.objects[name]
 
     def start(self, rng, words, hands=None, temperature=20):
-        """The root, a room called one of the words, with the agent in it, who can hold things of a total size of `hands` (None: any). Returns the room."""
+        """
+        The root, a room called one of the words, with the agent in it. Returns the room.
+
+        hands: the total size of what the agent can hold (None: any).
+        """
         room = self.add(noun(rng, words), "Room", temperature=temperature)
-        self.add("agent", "Agent", room, isContainer=True, **({} if hands is None else {"free": hands}))
+        limit = {} if hands is None else {"free": hands}
+        self.add("agent", "Agent", room, isContainer=True, **limit)
         return room
 
     def fits(self, a, b):
-        """True if a place has room for an object: a place with "free" for so much of it, another container always."""
-        return self[b]["free"] >= self.size(a) if "free" in self[b] else self[b].get("isContainer", False)
+        """True if b has room for a: one with "free" for so much, another container always."""
+        if "free" in self[b]:
+            return self[b]["free"] >= self.size(a)
+        return self[b].get("isContainer", False)
 
     # the shared verbs
 
     def take(self, a):
-        if self[a].get("isMoveable") and self.near(a) and not self.held(a) and self.fits(a, self.the("Agent")):
+        free = self[a].get("isMoveable") and self.near(a) and not self.held(a)
+        if free and self.fits(a, self.the("Agent")):
             self.move(a, self.the("Agent"))
 
     def drop(self, a):
@@ -134,18 +174,30 @@ class Game:
             self.move(a, self.here())
 
     def put(self, a, b):
-        if self.held(a) and self.near(b) and self.fits(a, b) and self[b].get("isOpen", True) and b != self.the("Agent") and a not in self.places(b):
+        if not (self.held(a) and self.near(b) and self.fits(a, b)):
+            return
+        if self[b].get("isOpen", True) and b != self.the("Agent") and a not in self.places(b):
             self.move(a, b)
 
     def turn(self, a, key, value):
         """Opens, closes, turns on, turns off."""
-        if self.near(a) and key in self[a] and self[a].get("isOpenable", True) and not self[a].get("isLocked"):
+        free = self[a].get("isOpenable", True) and not self[a].get("isLocked")
+        if free and self.near(a) and key in self[a]:
             self[a][key] = value
 
-    verbs = {"take {}": take, "drop {}": drop, "put {} in {}": put,
-             "open {}": lambda self, a: self.turn(a, "isOpen", True), "close {}": lambda self, a: self.turn(a, "isOpen", False),
-             "turn on {}": lambda self, a: self.turn(a, "isOn", True), "turn off {}": lambda self, a: self.turn(a, "isOn", False),
-             "examine {}": lambda self, a: None, "look": lambda self: None, "inventory": lambda self: None, "wait": lambda self: None}
+    verbs = {
+        "take {}": take,
+        "drop {}": drop,
+        "put {} in {}": put,
+        "open {}": lambda self, a: self.turn(a, "isOpen", True),
+        "close {}": lambda self, a: self.turn(a, "isOpen", False),
+        "turn on {}": lambda self, a: self.turn(a, "isOn", True),
+        "turn off {}": lambda self, a: self.turn(a, "isOn", False),
+        "examine {}": lambda self, a: None,
+        "look": lambda self: None,
+        "inventory": lambda self: None,
+        "wait": lambda self: None,
+    }
 
     # one step
 
@@ -174,7 +226,9 @@ class Game:
         if self.held(a):
             return "put {} in {}", a, b
         agent = self.the("Agent")
-        return ("take {}", a) if self.fits(a, agent) else ("drop {}", self.inside(agent)[0])
+        if self.fits(a, agent):
+            return "take {}", a
+        return "drop {}", self.inside(agent)[0]
 
     def switch(self, a, key, value):
         """The action that makes isOpen or isOn that value; None if it is."""
@@ -182,13 +236,18 @@ class Game:
         return None if self[a][key] == value else (words[key][value], a)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The eight kinds
 
 
 class Storage(Game):
-    """Put the wanted toy into a locked chest and close it. Keys fit by number and wear out; the chest holds things up to a total size."""
+    """
+    Put the wanted toy into a locked chest and close it.
 
+    Keys fit by number and wear out; the chest holds things up to a total size.
+    """
+
+    # fmt: off
     def build(self, rng):
         places = [self.start(rng, "attic cellar bedroom garage")]
         for _ in range(rng.randint(1, 2)):
@@ -196,14 +255,21 @@ class Storage(Game):
                                    isOpenable=True, isOpen=rng.random() < 0.4, isContainer=True))
         locks = rng.sample(range(1, 10), 2)
         chest = self.add(noun(rng, "chest safe trunk"), "Chest", places[0],
-                         isOpenable=True, isOpen=False, isLocked=True, lock=rng.choice(locks), free=rng.randint(5, 9))
+                         isOpenable=True, isOpen=False, isLocked=True,
+                         lock=rng.choice(locks), free=rng.randint(5, 9))
         for fits in locks:
-            self.add(noun(rng, "key"), "Key", rng.choice(places), isMoveable=True, fits=fits, uses=rng.randint(1, 3))
-        toys = [self.add(noun(rng, "ball doll robot puzzle"), "Toy", rng.choice(places), isMoveable=True, size=rng.randint(1, 5)) for _ in range(2)]
+            self.add(noun(rng, "key"), "Key", rng.choice(places),
+                     isMoveable=True, fits=fits, uses=rng.randint(1, 3))
+        toys = []
+        for _ in range(2):
+            toys.append(self.add(noun(rng, "ball doll robot puzzle"), "Toy", rng.choice(places),
+                                 isMoveable=True, size=rng.randint(1, 5)))
         self[chest]["wants"] = rng.choice(toys)
+    # fmt: on
 
     def unlock(self, chest, key):
-        if self.near(chest) and self.held(key) and self[chest].get("isLocked") and self[chest]["lock"] == self[key].get("fits"):
+        fits = self[chest].get("isLocked") and self[chest]["lock"] == self[key].get("fits")
+        if fits and self.near(chest) and self.held(key):
             self[chest]["isLocked"] = False
             self[key]["uses"] -= 1
             if self[key]["uses"] == 0:
@@ -226,19 +292,28 @@ class Storage(Game):
 
 
 class Delivery(Game):
-    """Carry parcels between a hall and its rooms in time: a walk takes 1 + load minutes, and some doors fall shut by themselves."""
+    """
+    Carry parcels between a hall and its rooms in time.
 
+    A walk takes 1 + load minutes, and some doors fall shut by themselves.
+    """
+
+    # fmt: off
     def build(self, rng):
         hall = self.add(noun(rng, "hall corridor"), "Hall", minutesLeft=rng.randint(20, 60))
         self.add("agent", "Agent", hall, isContainer=True)
         rooms = [hall]
         for _ in range(rng.randint(2, 3)):
-            delay = rng.choice([0, 0, 2, 3, 4])  # ticks from opening until the door falls shut; 0: it stays open
+            # ticks from opening until the door falls shut; 0: it stays open
+            delay = rng.choice([0, 0, 2, 3, 4])
             rooms.append(self.add(noun(rng, "kitchen bedroom study garage"), "Chamber", hall,
-                                  isOpenable=True, isOpen=delay == 0 and rng.random() < 0.5, delay=delay, closesIn=delay))
+                                  isOpenable=True, isOpen=delay == 0 and rng.random() < 0.5,
+                                  delay=delay, closesIn=delay))
         for _ in range(rng.randint(1, 2)):
             here, there = rng.sample(rooms, 2)
-            self.add(noun(rng, "parcel letter crate"), "Parcel", here, isMoveable=True, size=rng.randint(1, 5), goesTo=there)
+            self.add(noun(rng, "parcel letter crate"), "Parcel", here,
+                     isMoveable=True, size=rng.randint(1, 5), goesTo=there)
+    # fmt: on
 
     def near(self, name):
         """What stands in the same room, and from inside also the door of the room itself."""
@@ -246,19 +321,28 @@ class Delivery(Game):
 
     def go(self, room):
         """Chambers are joined to the hall only; an open chamber is one with an open door."""
-        here, hall, agent = self.here(), self[self.the("Hall")], self.the("Agent")
-        door = here if self.at(here) == room else room if self.at(room) == here else None
+        here = self.here()
+        hall = self[self.the("Hall")]
+        agent = self.the("Agent")
+        door = None
+        if self.at(here) == room:
+            door = here
+        elif self.at(room) == here:
+            door = room
         if door and self[door].get("isOpen"):
-            hall["minutesLeft"] = max(0, hall["minutesLeft"] - 1 - sum(map(self.size, self.inside(agent))))
+            load = sum(map(self.size, self.inside(agent)))
+            hall["minutesLeft"] = max(0, hall["minutesLeft"] - 1 - load)
             self.move(agent, room)
 
     verbs = {**Game.verbs, "go to {}": go}
 
     def tick(self):
         for room in map(self.__getitem__, self.all("Chamber")):
-            room["closesIn"] = room["closesIn"] - 1 if room["isOpen"] and room["delay"] else room["delay"]
+            closing = room["isOpen"] and room["delay"]
+            room["closesIn"] = room["closesIn"] - 1 if closing else room["delay"]
             if room["delay"] and room["closesIn"] == 0:
-                room["isOpen"], room["closesIn"] = False, room["delay"]
+                room["isOpen"] = False
+                room["closesIn"] = room["delay"]
 
     def judge(self):
         parcels = self.all("Parcel")
@@ -267,28 +351,42 @@ class Delivery(Game):
         return delivered, won, not won and self[self.the("Hall")]["minutesLeft"] == 0
 
     def hint(self):
-        parcel = next(parcel for parcel in self.all("Parcel") if self.at(parcel) != self[parcel]["goesTo"])
-        goal, here = self[parcel]["goesTo"] if self.held(parcel) else self.at(parcel), self.here()
+        parcel = next(name for name in self.all("Parcel") if self.at(name) != self[name]["goesTo"])
+        goal = self[parcel]["goesTo"] if self.held(parcel) else self.at(parcel)
+        here = self.here()
+        hall = self.the("Hall")
         if goal == here:
             return ("drop {}", parcel) if self.held(parcel) else ("take {}", parcel)
-        door, there = (goal, goal) if here == self.the("Hall") else (here, self.the("Hall"))
+        door = goal if here == hall else here
+        there = goal if here == hall else hall
         return ("go to {}", there) if self[door]["isOpen"] else ("open {}", door)
 
 
 class Baking(Game):
-    """Bake food but do not burn it. The oven heats while it is on and closed, its timer turns it off, food follows the heat at its own rate."""
+    """
+    Bake food but do not burn it.
 
+    The oven heats while it is on and closed, its timer turns it off, food follows the heat at its
+    own rate.
+    """
+
+    # fmt: off
     def build(self, rng):
         warmth = rng.randint(17, 25)
         room = self.start(rng, "kitchen bakery", temperature=warmth)
-        cupboard = self.add(noun(rng, "cupboard box drawer"), "Container", room, isOpenable=True, isOpen=rng.random() < 0.5, isContainer=True)
-        self.add(noun(rng, "oven stove"), "Oven", room, isOpenable=True, isOpen=rng.random() < 0.3, isOn=False, temperature=warmth,
-                 power=rng.randint(12, 25), limit=rng.randint(75, 99), timer=0, step=rng.randint(2, 6), isContainer=True)
+        cupboard = self.add(noun(rng, "cupboard box drawer"), "Container", room,
+                            isOpenable=True, isOpen=rng.random() < 0.5, isContainer=True)
+        self.add(noun(rng, "oven stove"), "Oven", room,
+                 isOpenable=True, isOpen=rng.random() < 0.3, isOn=False, temperature=warmth,
+                 power=rng.randint(12, 25), limit=rng.randint(75, 99),
+                 timer=0, step=rng.randint(2, 6), isContainer=True)
         self.add(noun(rng, "plate tray"), "Plate", room, isContainer=True)
         for _ in range(rng.choice([1, 1, 2])):
             done = rng.randint(32, 48)
-            self.add(noun(rng, "cake pie bread potato"), "Food", rng.choice([room, cupboard]), isMoveable=True, state="raw", temperature=warmth,
-                     rate=rng.randint(7, 15), bakedAt=done, burntAt=done + rng.randint(10, 30))
+            self.add(noun(rng, "cake pie bread potato"), "Food", rng.choice([room, cupboard]),
+                     isMoveable=True, state="raw", temperature=warmth, rate=rng.randint(7, 15),
+                     bakedAt=done, burntAt=done + rng.randint(10, 30))
+    # fmt: on
 
     def press(self, a):
         """Winds the timer by its step."""
@@ -298,21 +396,28 @@ class Baking(Game):
     verbs = {**Game.verbs, "press timer of {}": press}
 
     def tick(self):
-        oven, warmth = self[self.the("Oven")], self[self.here()]["temperature"]
-        heats = oven["isOn"] and not oven["isOpen"]
-        oven["temperature"] = toward(oven["temperature"], oven["limit"], oven["power"]) if heats else toward(oven["temperature"], warmth, 10)
+        oven = self[self.the("Oven")]
+        warmth = self[self.here()]["temperature"]
+        if oven["isOn"] and not oven["isOpen"]:
+            oven["temperature"] = toward(oven["temperature"], oven["limit"], oven["power"])
+        else:
+            oven["temperature"] = toward(oven["temperature"], warmth, 10)
         if oven["isOn"] and oven["timer"]:  # an oven whose timer was not wound stays on
             oven["timer"] -= 1
             oven["isOn"] = oven["timer"] > 0
         for name in self.all("Food"):
-            food, baking = self[name], self.at(name) == self.the("Oven") and not oven["isOpen"]
-            food["temperature"] = toward(food["temperature"], oven["temperature"] if baking else warmth, food["rate"])
+            food = self[name]
+            baking = self.at(name) == self.the("Oven") and not oven["isOpen"]
+            around = oven["temperature"] if baking else warmth
+            food["temperature"] = toward(food["temperature"], around, food["rate"])
             if food["temperature"] >= food["bakedAt"] and food["state"] != "burnt":
                 food["state"] = "burnt" if food["temperature"] >= food["burntAt"] else "baked"
 
     def judge(self):
-        states = [self[name]["state"] for name in self.all("Food")]
-        served = sum(self[name]["state"] == "baked" for name in self.inside(self.the("Plate")) if name in self.all("Food"))
+        foods = self.all("Food")
+        states = [self[name]["state"] for name in foods]
+        on_plate = [name for name in self.inside(self.the("Plate")) if name in foods]
+        served = sum(self[name]["state"] == "baked" for name in on_plate)
         return states.count("baked") + served, served == len(states), "burnt" in states
 
     def hint(self):
@@ -321,27 +426,41 @@ class Baking(Game):
             action = self.bring(food, oven if self[food]["state"] == "raw" else self.the("Plate"))
             if action:
                 return action
-        unwound = not self[oven]["isOn"] and not self[oven]["timer"]
-        return self.switch(oven, "isOpen", False) or unwound and ("press timer of {}", oven) or self.switch(oven, "isOn", True) or ("wait",)
+        if self[oven]["isOpen"]:
+            return "close {}", oven
+        if not self[oven]["isOn"] and not self[oven]["timer"]:
+            return "press timer of {}", oven
+        return self.switch(oven, "isOn", True) or ("wait",)
 
 
 class Circuit(Game):
-    """Hatch an egg. A device works if wired, also over a switch that is on, to a charged battery; it drains that and warms the egg beside it."""
+    """
+    Hatch an egg.
 
+    A device works if wired, also over a switch that is on, to a charged battery; it drains that
+    and warms the egg beside it.
+    """
+
+    # fmt: off
     def build(self, rng):
         warmth = rng.randint(14, 24)
         room = self.start(rng, "barn shed workshop", temperature=warmth)
-        nest = self.add(noun(rng, "nest box"), "Container", room, isOpenable=rng.random() < 0.5, isOpen=True, isContainer=True)
+        nest = self.add(noun(rng, "nest box"), "Container", room,
+                        isOpenable=rng.random() < 0.5, isOpen=True, isContainer=True)
         self.add(noun(rng, "battery"), "Battery", room, charge=rng.randint(15, 60))
         self.add(noun(rng, "switch"), "Switch", room, isOn=rng.random() < 0.3, wiredTo="nothing")
         for _ in range(rng.randint(1, 2)):
-            self.add(noun(rng, "lamp heater"), "Device", room, isMoveable=True, works=False, wiredTo="nothing",
+            self.add(noun(rng, "lamp heater"), "Device", room,
+                     isMoveable=True, works=False, wiredTo="nothing",
                      watts=rng.randint(1, 5), heat=rng.randint(2, 6))
-        self.add(noun(rng, "egg"), "Egg", rng.choice([room, nest]), isMoveable=True, temperature=warmth, hatchesAt=warmth + rng.randint(6, 18))
+        self.add(noun(rng, "egg"), "Egg", rng.choice([room, nest]),
+                 isMoveable=True, temperature=warmth, hatchesAt=warmth + rng.randint(6, 18))
+    # fmt: on
 
     def connect(self, a, b):
         """A device can be wired to a switch or a battery, a switch to a battery."""
-        allowed = {"Device": ("Switch", "Battery"), "Switch": ("Battery",)}.get(self.objects[a]["type"], ())
+        partners = {"Device": ("Switch", "Battery"), "Switch": ("Battery",)}
+        allowed = partners.get(self.objects[a]["type"], ())
         if self.near(a) and self.near(b) and self.objects[b]["type"] in allowed:
             self[a]["wiredTo"] = b
 
@@ -352,54 +471,90 @@ class Circuit(Game):
     verbs = {**Game.verbs, "connect {} to {}": connect, "disconnect {}": disconnect}
 
     def live(self, a):
-        """True if current comes out of a: a charged battery, or what is on and wired to something live."""
-        return a != "nothing" and (self[a].get("charge", 0) > 0 or self[a].get("isOn", False) and self.live(self[a]["wiredTo"]))
+        """True if a gives current: a charged battery, or what is on and wired to something live."""
+        if a == "nothing":
+            return False
+        if self[a].get("charge", 0) > 0:
+            return True
+        return self[a].get("isOn", False) and self.live(self[a]["wiredTo"])
 
     def tick(self):
-        battery, warmth, devices = self[self.the("Battery")], self[self.here()]["temperature"], self.all("Device")
+        battery = self[self.the("Battery")]
+        warmth = self[self.here()]["temperature"]
+        devices = self.all("Device")
         for device in devices:
             self[device]["works"] = self.live(self[device]["wiredTo"])
         working = [device for device in devices if self[device]["works"]]
-        battery["charge"] = max(0, battery["charge"] - sum(self[device]["watts"] for device in working))
+        drain = sum(self[device]["watts"] for device in working)
+        battery["charge"] = max(0, battery["charge"] - drain)
         for name in self.all("Egg"):
-            egg, place = self[name], self.at(name)
+            egg = self[name]
+            place = self.at(name)
             heat = sum(self[device]["heat"] for device in working if self.at(device) == place)
-            egg["temperature"] = egg["temperature"] + heat if heat else toward(egg["temperature"], warmth, 2)
+            if heat:
+                egg["temperature"] += heat
+            else:
+                egg["temperature"] = toward(egg["temperature"], warmth, 2)
             if egg["temperature"] >= egg["hatchesAt"]:
                 self.move(name, None)
                 self.add("chick", "Chick", place, isMoveable=True)
 
     def judge(self):
-        devices, hatched = [self[device] for device in self.all("Device")], bool(self.all("Chick"))
-        points = any(device["wiredTo"] != "nothing" for device in devices) + any(device["works"] for device in devices) + 2 * hatched
-        return points, hatched, not hatched and self[self.the("Battery")]["charge"] == 0
+        devices = [self[device] for device in self.all("Device")]
+        wired = any(device["wiredTo"] != "nothing" for device in devices)
+        works = any(device["works"] for device in devices)
+        hatched = bool(self.all("Chick"))
+        lost = not hatched and self[self.the("Battery")]["charge"] == 0
+        return wired + works + 2 * hatched, hatched, lost
 
     def hint(self):
         switch, battery, device, nest = map(self.the, ("Switch", "Battery", "Device", "Container"))
         for a, b in ((switch, battery), (device, switch)):
             if self[a]["wiredTo"] != b:
                 return "connect {} to {}", a, b
-        return self.bring(self.the("Egg"), nest) or self.bring(device, nest) or self.switch(switch, "isOn", True) or ("wait",)
+        return (
+            self.bring(self.the("Egg"), nest)
+            or self.bring(device, nest)
+            or self.switch(switch, "isOn", True)
+            or ("wait",)
+        )
 
 
 class Painting(Game):
-    """Mix the wanted colour, paint the canvas and let it dry. A jar takes what fits; two colours in it become a new paint."""
+    """
+    Mix the wanted colour, paint the canvas and let it dry.
 
+    A jar takes what fits; two colours in it become a new paint.
+    """
+
+    # fmt: off
     def build(self, rng):
         room = self.start(rng, "studio workshop garage")
         colours = rng.sample(["red", "yellow", "blue"], 3)
-        self.add(noun(rng, "canvas wall fence"), "Canvas", room, wants=MIXED[tuple(sorted(colours[:2]))], needs=rng.randint(3, 6),
-                 colour="none", dries=rng.randint(1, 4), wet=0)
-        jars = [self.add(noun(rng, "jar cup bucket can"), "Jar", room, isMoveable=True, holds=rng.randint(10, 20)) for _ in range(3)]
+        self.add(noun(rng, "canvas wall fence"), "Canvas", room,
+                 wants=MIXED[tuple(sorted(colours[:2]))], needs=rng.randint(3, 6), colour="none",
+                 dries=rng.randint(1, 4), wet=0)
+        jars = []
+        for _ in range(3):
+            jars.append(self.add(noun(rng, "jar cup bucket can"), "Jar", room,
+                                 isMoveable=True, holds=rng.randint(10, 20)))
         for colour, jar in zip(colours[:rng.randint(2, 3)], rng.sample(jars, 3)):
             self.fill(jar, colour, rng.randint(3, 9))
+    # fmt: on
 
     def content(self, jar):
         """(colour, volume) of the paint in a jar, (None, 0) if there is none."""
-        return next(((self[paint]["colour"], self[paint]["volume"]) for paint in self.inside(jar) if "volume" in self[paint]), (None, 0))
+        for paint in self.inside(jar):
+            if "volume" in self[paint]:
+                return self[paint]["colour"], self[paint]["volume"]
+        return None, 0
 
     def fill(self, jar, colour, volume):
-        """Makes the jar hold that much paint of that colour, or none if volume is 0. Another colour is another object."""
+        """
+        Makes the jar hold that much paint of that colour, or none if volume is 0.
+
+        Another colour is another object.
+        """
         for paint in list(self.inside(jar)):
             if volume and self[paint]["colour"] == colour:
                 self[paint]["volume"] = volume
@@ -409,21 +564,28 @@ class Painting(Game):
             self.add(f"{colour} paint", "Paint", jar, colour=colour, volume=volume)
 
     def pour(self, a, b):
-        (colour, volume), (other, present) = self.content(a), self.content(b)
+        colour, volume = self.content(a)
+        other, present = self.content(b)
         poured = min(volume, self[b].get("holds", 0) - present)
         if poured > 0 and self.held(a) and self.near(b):
             self.fill(a, colour, volume - poured)
-            self.fill(b, colour if other in (None, colour) else MIXED.get(tuple(sorted((colour, other))), "brown"), present + poured)
+            mixture = colour
+            if other not in (None, colour):
+                mixture = MIXED.get(tuple(sorted((colour, other))), "brown")
+            self.fill(b, mixture, present + poured)
 
     def empty(self, jar):
         if self.held(jar) and self.content(jar)[1]:
             self.fill(jar, None, 0)
 
     def paint(self, a, jar):
-        (colour, volume), canvas = self.content(jar), self[a]
-        if colour and self.near(jar) and canvas.get("colour") == "none" and volume >= canvas["needs"]:
+        colour, volume = self.content(jar)
+        canvas = self[a]
+        blank = canvas.get("colour") == "none"
+        if blank and colour and volume >= canvas["needs"] and self.near(jar):
             self.fill(jar, colour, volume - canvas["needs"])
-            canvas["colour"], canvas["wet"] = colour, canvas["dries"] + 1  # the tick of this step already takes 1
+            canvas["colour"] = colour
+            canvas["wet"] = canvas["dries"] + 1  # the tick of this step already takes 1
 
     verbs = {**Game.verbs, "pour {} into {}": pour, "empty {}": empty, "paint {} from {}": paint}
 
@@ -434,43 +596,60 @@ class Painting(Game):
     def judge(self):
         canvas = self[self.the("Canvas")]
         right = canvas["colour"] == canvas["wants"]
-        mixed = right or any(self[paint]["colour"] == canvas["wants"] for paint in self.all("Paint"))
+        paints = [self[paint]["colour"] for paint in self.all("Paint")]
+        mixed = right or canvas["wants"] in paints
         won = right and canvas["wet"] == 0
         return mixed + right + won, won, canvas["colour"] not in ("none", canvas["wants"])
 
     def hint(self):
-        name, canvas = self.the("Canvas"), self[self.the("Canvas")]
+        name = self.the("Canvas")
+        canvas = self[self.the("Canvas")]
         jars = {self.content(jar)[0]: jar for jar in self.all("Jar")}
         if canvas["wet"]:
             return ("wait",)
         if canvas["wants"] in jars:
             return "paint {} from {}", name, jars[canvas["wants"]]
-        parts = [jars.get(colour) for colour in next(pair for pair, mixture in MIXED.items() if mixture == canvas["wants"])]
-        return (self.bring(parts[0], self.the("Agent")) or ("pour {} into {}", *parts)) if all(parts) else None
+        pair = next(pair for pair, mixture in MIXED.items() if mixture == canvas["wants"])
+        parts = [jars.get(colour) for colour in pair]
+        if not all(parts):
+            return None
+        return self.bring(parts[0], self.the("Agent")) or ("pour {} into {}", *parts)
 
 
 class Dishes(Game):
-    """Wash up and fill the rack without a flood. Scrubbing needs water in the sink and uses up soap; the bottle gives soap until it is empty."""
+    """
+    Wash up and fill the rack without a flood.
 
+    Scrubbing needs water in the sink and uses up soap; the bottle gives soap until it is empty.
+    """
+
+    # fmt: off
     def build(self, rng):
         room = self.start(rng, "kitchen scullery canteen")
-        self.add(noun(rng, "sink basin"), "Sink", room, water=0, limit=rng.randint(8, 20), isContainer=True)
+        self.add(noun(rng, "sink basin"), "Sink", room,
+                 water=0, limit=rng.randint(8, 20), isContainer=True)
         self.add(noun(rng, "faucet tap"), "Faucet", room, isOn=False, flow=rng.randint(1, 6))
         self.add(noun(rng, "rack towel"), "Rack", room, isContainer=True)
-        self.add(noun(rng, "sponge brush"), "Sponge", room, isMoveable=True, soap=rng.choice([0, 0, 1, 2]), power=rng.randint(2, 7))
-        self.add(noun(rng, "bottle"), "Bottle", room, isMoveable=True, dose=rng.randint(2, 5), doses=rng.randint(1, 3))
+        self.add(noun(rng, "sponge brush"), "Sponge", room,
+                 isMoveable=True, soap=rng.choice([0, 0, 1, 2]), power=rng.randint(2, 7))
+        self.add(noun(rng, "bottle"), "Bottle", room,
+                 isMoveable=True, dose=rng.randint(2, 5), doses=rng.randint(1, 3))
         for _ in range(rng.choice([1, 1, 2])):
-            self.add(noun(rng, "cup plate bowl fork"), "Dish", room, isMoveable=True, dirt=rng.randint(2, 9))
+            self.add(noun(rng, "cup plate bowl fork"), "Dish", room,
+                     isMoveable=True, dirt=rng.randint(2, 9))
+    # fmt: on
 
     def squeeze(self, bottle, sponge):
-        if self.held(bottle) and "doses" in self[bottle] and self.near(sponge) and "soap" in self[sponge]:
+        fits = "doses" in self[bottle] and "soap" in self[sponge]
+        if fits and self.held(bottle) and self.near(sponge):
             self[sponge]["soap"] += self[bottle]["dose"]
             self[bottle]["doses"] -= 1
             if self[bottle]["doses"] == 0:
                 self.move(bottle, None)
 
     def scrub(self, dish, sponge):
-        soaked = self.at(dish) == self.the("Sink") and self[self.at(dish)]["water"] and self[dish].get("dirt")
+        sink = self.the("Sink")
+        soaked = self.at(dish) == sink and self[sink]["water"] and self[dish].get("dirt")
         if soaked and self.held(sponge) and self[sponge].get("soap"):
             self[dish]["dirt"] = max(0, self[dish]["dirt"] - self[sponge]["power"])
             self[sponge]["soap"] -= 1
@@ -478,49 +657,69 @@ class Dishes(Game):
     verbs = {**Game.verbs, "squeeze {} on {}": squeeze, "scrub {} with {}": scrub}
 
     def tick(self):
-        sink, faucet = self[self.the("Sink")], self[self.the("Faucet")]
+        sink = self[self.the("Sink")]
+        faucet = self[self.the("Faucet")]
         if faucet["isOn"]:
             sink["water"] = min(sink["limit"], sink["water"] + faucet["flow"])
 
     def judge(self):
-        dishes, sink = self.all("Dish"), self[self.the("Sink")]
+        dishes = self.all("Dish")
+        sink = self[self.the("Sink")]
         clean = [dish for dish in dishes if self[dish]["dirt"] == 0]
         ready = sum(self.at(dish) == self.the("Rack") for dish in clean)
         flooded = sink["water"] == sink["limit"]
         return len(clean) + ready, ready == len(dishes) and not flooded, flooded
 
     def hint(self):
-        agent, sink, faucet, sponge, bottle = map(self.the, ("Agent", "Sink", "Faucet", "Sponge", "Bottle"))
+        agent, sink, faucet, sponge, bottle = map(
+            self.the, ("Agent", "Sink", "Faucet", "Sponge", "Bottle")
+        )
         if self[sink]["water"] and self[faucet]["isOn"]:
             return "turn off {}", faucet
         for dish in self.all("Dish"):
             if self[dish]["dirt"] == 0:
                 action = self.bring(dish, self.the("Rack"))
             elif self[sponge]["soap"]:
-                dry = not self[sink]["water"] and ("turn on {}", faucet)
-                action = self.bring(dish, sink) or dry or self.bring(sponge, agent) or ("scrub {} with {}", dish, sponge)
+                action = self.bring(dish, sink)
+                if not action and not self[sink]["water"]:
+                    action = "turn on {}", faucet
+                action = action or self.bring(sponge, agent) or ("scrub {} with {}", dish, sponge)
             else:
-                action = bottle and (self.bring(bottle, agent) or ("squeeze {} on {}", bottle, sponge))
+                action = bottle and self.bring(bottle, agent)
+                if bottle and not action:
+                    action = "squeeze {} on {}", bottle, sponge
             if action:
                 return action
 
 
 class Garden(Game):
-    """Grow a fruit. A seed in a moist pot sprouts; a plant drinks, grows while the lamp burns, wilts of thirst, and bears fruit when it is tall."""
+    """
+    Grow a fruit.
 
+    A seed in a moist pot sprouts; a plant drinks, grows while the lamp burns, wilts of thirst, and
+    bears fruit when it is tall.
+    """
+
+    # fmt: off
     def build(self, rng):
         room = self.start(rng, "greenhouse balcony garden")
         self.add(noun(rng, "barrel well"), "Barrel", room, water=rng.randint(20, 60))
-        self.add(noun(rng, "can jug"), "Can", room, isMoveable=True, water=0, holds=rng.randint(9, 20), dose=rng.randint(5, 12))
+        self.add(noun(rng, "can jug"), "Can", room,
+                 isMoveable=True, water=0, holds=rng.randint(9, 20), dose=rng.randint(5, 12))
         self.add(noun(rng, "lamp"), "Lamp", room, isOn=False)
         pots = rng.randint(1, 2)
         for _ in range(pots):
-            self.add(noun(rng, "pot bucket"), "Pot", room, moisture=rng.choice([0, 0, 0, 2, 5]), isContainer=True)
+            self.add(noun(rng, "pot bucket"), "Pot", room,
+                     moisture=rng.choice([0, 0, 0, 2, 5]), isContainer=True)
         for _ in range(3 - pots):
-            self.add(noun(rng, "seed"), "Seed", room, isMoveable=True, thirst=rng.randint(1, 3), rate=rng.randint(2, 6), ripeAt=rng.randint(8, 20))
+            self.add(noun(rng, "seed"), "Seed", room,
+                     isMoveable=True, thirst=rng.randint(1, 3), rate=rng.randint(2, 6),
+                     ripeAt=rng.randint(8, 20))
+    # fmt: on
 
     def fill(self, can, barrel):
-        if self.near(can) and "holds" in self[can] and self.near(barrel) and self.objects[barrel]["type"] == "Barrel":
+        fits = "holds" in self[can] and self.objects[barrel]["type"] == "Barrel"
+        if fits and self.near(can) and self.near(barrel):
             water = min(self[can]["holds"] - self[can]["water"], self[barrel]["water"])
             self[can]["water"] += water
             self[barrel]["water"] -= water
@@ -537,13 +736,15 @@ class Garden(Game):
         for plant in self.all("Plant"):
             self.grow(plant, self[plant], self[self.at(plant)])
         for name in self.all("Seed"):
-            pot, seed = self.at(name), self[name]
+            pot = self.at(name)
+            seed = self[name]
             if self[pot].get("moisture"):
                 self.move(name, None)
-                self.add("plant", "Plant", pot, thirst=seed["thirst"], rate=seed["rate"], ripeAt=seed["ripeAt"], height=1, health=3)
+                nature = {key: seed[key] for key in ("thirst", "rate", "ripeAt")}
+                self.add("plant", "Plant", pot, **nature, height=1, health=3)
 
     def grow(self, name, plant, pot):
-        """One tick of a plant: it drinks; it wilts where water was short, else grows where there is light."""
+        """One tick of a plant: it drinks; it wilts if water was short, else grows in light."""
         thirsty = pot["moisture"] < plant["thirst"]
         pot["moisture"] = max(0, pot["moisture"] - plant["thirst"])
         if thirsty:
@@ -554,41 +755,55 @@ class Garden(Game):
                 self.add("fruit", "Fruit", name, isMoveable=True)
 
     def judge(self):
-        fruits, plants = self.all("Fruit"), self.all("Plant")
+        fruits = self.all("Fruit")
+        plants = self.all("Plant")
         picked = any(map(self.held, fruits))
-        return bool(plants) + bool(fruits) + picked, picked, any(self[plant]["health"] == 0 for plant in plants)
+        dead = any(self[plant]["health"] == 0 for plant in plants)
+        return bool(plants) + bool(fruits) + picked, picked, dead
 
     def hint(self):
-        agent, can, lamp, plant, fruit, seed = map(self.the, ("Agent", "Can", "Lamp", "Plant", "Fruit", "Seed"))
+        agent, can, lamp, plant, fruit, seed = map(
+            self.the, ("Agent", "Can", "Lamp", "Plant", "Fruit", "Seed")
+        )
         pot = self.at(plant) if plant else self.the("Pot")
         if fruit:
             return self.bring(fruit, agent)
         if not plant and not self.inside(pot):
             return self.bring(seed, pot)
         if self[pot]["moisture"] < (2 * self[plant]["thirst"] if plant else 1):
-            return self.bring(can, agent) or (("water {} with {}", pot, can) if self[can]["water"] else ("fill {} from {}", can, self.the("Barrel")))
+            pour = "water {} with {}", pot, can
+            refill = "fill {} from {}", can, self.the("Barrel")
+            return self.bring(can, agent) or (pour if self[can]["water"] else refill)
         return self.switch(lamp, "isOn", True) or ("wait",)
 
 
 class Sailing(Game):
     """
-    Sail the cargo to the island it is for. Nobody sails against the wind, and the wind is chance: in 2 steps of 5 it holds, else it turns to any
-    of seven other quarters. That it holds is therefore the likeliest outcome by far, although "something changes" is likelier than "nothing
-    does": likelihood, token by token, bets on a turn and gets its quarter right one time in seven.
+    Sail the cargo to the island it is for.
+
+    Nobody sails against the wind, and the wind is chance: in 2 steps of 5 it holds, else it turns
+    to any of seven other quarters. That it holds is therefore the likeliest outcome by far,
+    although "something changes" is likelier than "nothing does": likelihood, token by token, bets
+    on a turn and gets its quarter right one time in seven.
     """
+
     QUARTERS = "north northeast east southeast south southwest west northwest".split()
     HOLDS = 0.4
 
     def build(self, rng):
         sea = self.add(noun(rng, "sea bay lake"), "Sea", wind=rng.choice(self.QUARTERS))
         quarters = rng.sample(self.QUARTERS, 3)
-        islands = [self.add(noun(rng, "island harbour reef"), "Island", sea, lies=quarter, isContainer=True) for quarter in quarters]
+        islands = []
+        for quarter in quarters:
+            name = noun(rng, "island harbour reef")
+            islands.append(self.add(name, "Island", sea, lies=quarter, isContainer=True))
         boat = self.add(noun(rng, "boat raft"), "Boat", rng.choice(islands))
         self.add("agent", "Agent", boat, isContainer=True)
         for _ in range(rng.randint(2, 3)):
             here, there = rng.sample(islands, 2)
             self.add(noun(rng, "barrel crate sack"), "Cargo", here, isMoveable=True, goesTo=there)
-        self.luck = rng.random()  # no property of any object, so it cannot be known; each action meets its own
+        # no property of any object, so it cannot be known; each action meets its own
+        self.luck = rng.random()
 
     def near(self, name):
         """What is on the boat or on the island where it lies."""
@@ -599,7 +814,11 @@ class Sailing(Game):
             self.move(a, self.at(self.the("Boat")))
 
     def sail(self, island):
-        """The wind is called by the quarter it comes from: no boat gets to an island in that quarter, any other is reached in one step."""
+        """
+        To any island in one step, but not against the wind.
+
+        The wind is called by the quarter it comes from: no boat gets to an island there.
+        """
         if "lies" in self[island] and self[island]["lies"] != self[self.the("Sea")]["wind"]:
             self.move(self.the("Boat"), island)
 
@@ -610,9 +829,11 @@ class Sailing(Game):
         return super().act(action)
 
     def tick(self):
-        chance, sea = random.Random(self.luck), self[self.the("Sea")]
+        chance = random.Random(self.luck)
+        sea = self[self.the("Sea")]
         if chance.random() >= self.HOLDS:
-            sea["wind"] = chance.choice([quarter for quarter in self.QUARTERS if quarter != sea["wind"]])
+            others = [quarter for quarter in self.QUARTERS if quarter != sea["wind"]]
+            sea["wind"] = chance.choice(others)
 
     def judge(self):
         cargo = self.all("Cargo")
@@ -624,59 +845,85 @@ class Sailing(Game):
         cargo = next(name for name in self.all("Cargo") if self.at(name) != self[name]["goesTo"])
         goal = self[cargo]["goesTo"] if self.held(cargo) else self.at(cargo)
         if goal != here:
-            return ("sail to {}", goal) if self[goal]["lies"] != self[self.the("Sea")]["wind"] else ("wait",)
+            against = self[goal]["lies"] == self[self.the("Sea")]["wind"]
+            return ("wait",) if against else ("sail to {}", goal)
         return ("drop {}", cargo) if self.held(cargo) else ("take {}", cargo)
 
 
 KINDS = (Storage, Delivery, Baking, Circuit, Painting, Dishes, Garden, Sailing)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Playing and writing down
 
 
 def actions(game):
-    """Every grammatical action, most of them nonsense: each verb with each choice of different objects."""
+    """
+    Every grammatical action: each verb with each choice of different objects.
+
+    Most of them are nonsense.
+    """
     names = list(game.objects)
-    words = {0: [()], 1: [(a,) for a in names], 2: [(a, b) for a in names for b in names if a != b]}
+    pairs = [(a, b) for a in names for b in names if a != b]
+    words = {0: [()], 1: [(a,) for a in names], 2: pairs}
     return [(verb, *choice) for verb in game.verbs for choice in words[verb.count("{}")]]
 
 
 def step(game, action):
     """
-    One full transition: action, tick, score. Returns (the game after it, what a record says of it); the given game does not change.
+    One full transition: action, tick, score.
 
-    "diff" holds the changed and new objects in full, the uuids of those gone, and the whole new score if it is another.
+    Returns (the game after it, what a record says of it); the given game does not change.
+    "diff" holds the changed and new objects in full, the uuids of those gone, and the whole new
+    score if it is another.
     """
     acted = game.copy().act(action)
     new = acted.copy()
     new.tick()
     new.score = new.scored()
     rescored = new.score != game.score
-    diff = {"modified": [o for name, o in new.copy().objects.items() if o != game.objects.get(name)],
-            "removed": [o["uuid"] for name, o in game.objects.items() if name not in new.objects],
-            "score": dict(new.score) if rescored else {}}
-    return new, {"action": action[0].format(*action[1:]), "diff": diff, "next_score": dict(new.score), "changed": any(diff.values()),
-                 "changed_by": [int(acted.objects != game.objects), int(new.objects != acted.objects), int(rescored)]}
+    diff = {
+        "modified": [o for name, o in new.copy().objects.items() if o != game.objects.get(name)],
+        "removed": [o["uuid"] for name, o in game.objects.items() if name not in new.objects],
+        "score": dict(new.score) if rescored else {},
+    }
+    return new, {
+        "action": action[0].format(*action[1:]),
+        "diff": diff,
+        "next_score": dict(new.score),
+        "changed": any(diff.values()),
+        "changed_by": [
+            int(acted.objects != game.objects),
+            int(new.objects != acted.objects),
+            int(rescored),
+        ],
+    }
 
 
 def choose(game, rng, tries, useful, wander):
     """
-    The different actions to try in one state, first the one that the walk takes: the hint, or with probability `wander` any that does something.
+    The different actions to try in one state, first the one that the walk takes: the hint, or with
+    probability `wander` any that does something.
 
-    Each of the others is, with probability `useful`, one that does something, else drawn verb by verb from all that is grammatical.
+    Each of the others is, with probability `useful`, one that does something, else drawn verb by
+    verb from all that is grammatical.
     """
     everything = actions(game)
     working = [action for action in everything if game.copy().act(action).objects != game.objects]
     hint = game.hint()
-    sensible = hint in working or hint == ("wait",)  # after a detour the hint may be None or forbidden
+    # after a detour the hint may be None or forbidden
+    sensible = hint in working or hint == ("wait",)
     taken = hint if sensible and rng.random() >= wander else rng.choice(working or [("wait",)])
-    if step(game, ("wait",))[1]["changed"]:  # time alone changes this state, so whatever we try does: two tries tell enough
+    # time alone changes this state, so whatever we try does: two tries tell enough
+    if step(game, ("wait",))[1]["changed"]:
         tries = min(tries, 2)
     chosen = [taken]
     while len(chosen) < min(tries, len(everything)):
-        verb, untried = rng.choice(list(game.verbs)), [action for action in working if action not in chosen]
-        pool = untried if untried and rng.random() < useful else [action for action in everything if action[0] == verb]
+        verb = rng.choice(list(game.verbs))
+        untried = [action for action in working if action not in chosen]
+        pool = untried
+        if not untried or rng.random() >= useful:
+            pool = [action for action in everything if action[0] == verb]
         chosen.append(rng.choice(pool))
         chosen = list(dict.fromkeys(chosen))  # without repeats
     return chosen
@@ -684,24 +931,37 @@ def choose(game, rng, tries, useful, wander):
 
 def transitions(games, seed, steps=16, tries=6, useful=0.15, wander=0.15):
     """
-    Yields the records of `games` instances, the kinds in turn, in the format of the compact ByteSized32 files, plus "instance".
+    Yields the records of `games` instances, the kinds in turn, in the format of the compact
+    ByteSized32 files, plus "instance".
 
-    games: number of instances; split the data by record["instance"]. seed: fixes every record; instance i does not depend on `games`.
-    steps: states visited per instance at most (a game may end before). tries: different actions tried per state, the first being the one that
-    the walk takes ("gold"); at most 2 where time alone changes the state. useful, wander: see choose().
+    games: number of instances; split the data by record["instance"].
+    seed: fixes every record; instance i does not depend on `games`.
+    steps: states visited per instance at most (a game may end before).
+    tries: different actions tried per state, the first being the one that the walk takes ("gold");
+    at most 2 where time alone changes the state.
+    useful, wander: see choose().
     """
     state_id = 0
     for instance in range(games):
-        rng = random.Random(f"{seed}/{instance}")  # a string seeds through SHA-512, the same in every process
+        # a string seeds through SHA-512, the same in every process
+        rng = random.Random(f"{seed}/{instance}")
         game = KINDS[instance % len(KINDS)]()
         game.build(rng)
         game.score = game.scored()
         for number in range(1, steps + 1):
             tried = choose(game, rng, tries, useful, wander)
             for action in tried:
-                yield {"game": type(game).__name__.lower(), "instance": instance, "state_id": state_id, "step": number, "gold": action == tried[0],
-                       "game_state": list(game.copy().objects.values()), "uuid_base": game.uuid_base, "score": dict(game.score),
-                       **step(game, action)[1]}
+                yield {
+                    "game": type(game).__name__.lower(),
+                    "instance": instance,
+                    "state_id": state_id,
+                    "step": number,
+                    "gold": action == tried[0],
+                    "game_state": list(game.copy().objects.values()),
+                    "uuid_base": game.uuid_base,
+                    "score": dict(game.score),
+                    **step(game, action)[1],
+                }
                 state_id += 1
             game = step(game, tried[0])[0]
             if game.score["gameOver"]:

@@ -1,38 +1,49 @@
 """
-The compact language of text games: states and differences as a few short lines, and back, without loss.
+The compact language of text games: states and differences as a few short lines.
 
-A state is a list of objects {name, uuid, type, properties, contains} with the score dict as last element. Written:
+Both can be read back, without loss. A state is a list of objects {name, uuid, type, properties,
+contains} with the score dict as last element. Written:
 
     game boil-water                         the kind of game
     score 0                                 and "over", "won"
     next #9                                 the first free uuid
-    #1 kitchen : World >#0#3                uuid, name, type, contents; properties that equal the type's default are left out
-    #3 stove : Stove isOn temperature=20    "isOn" is True, "!isOn" False, "~isOn" absent although the type's default has it
+    #1 kitchen : World >#0#3                uuid, name, type, contents; properties that equal
+                                            the type's default are left out
+    #3 stove : Stove isOn temperature=20    "isOn" is True, "!isOn" False, "~isOn" absent
+                                            although the type's default has it
 
 A difference is "same", or lines in this order, each saying only what changes:
 
-    gone #10#11                             objects that cease to be; they leave whatever contained them
-    new #9 water : Water temperature=20 ->#3    a whole object, in the form of the state, that appears in #3
-    #6 ->#0                                 an object leaves what contains it and joins the contents of #0 at the end
-    #3 !isOn color="red" temperature+=25    properties that change; numbers by how much, unless they become 0
+    gone #10#11                             objects that cease to be; they leave their containers
+    new #9 water : Water volume=20 ->#3     a whole object, in the form of the state, that
+                                            appears in #3
+    #6 ->#0                                 an object leaves what contains it and joins the
+                                            contents of #0 at the end
+    #3 !isOn color="red" temperature+=25    properties that change; numbers by how much, unless
+                                            they become 0
     #5 connects["anode"]=null               one entry of a property that is a dictionary
     #8 @name="ice"                          the object is renamed
-    #3 -#4 +#5                              contents that leave or join, where it cannot be said by moving
+    #3 -#4 +#5                              contents that leave or join, where it cannot be said
+                                            by moving
     score 1 over won
 
-"take cup" so becomes "#6 ->#0": the model need not say where the cup was. "temperature+=25" is the same at every temperature: it need not add.
+"take cup" so becomes "#6 ->#0": the model need not say where the cup was. "temperature+=25" is the
+same at every temperature: it need not add.
 
 "cup (ID: 3)" is written cup#3 everywhere, so a uuid is one token that the model can copy.
 """
+
 import json
 import re
 from collections import Counter
 from decimal import Decimal
 
 SAME = "same"
-PLAIN = re.compile(r"[A-Za-z][\w'./-]*(?: [\w'./-]+)*", re.A)  # text that needs no quotes
+# text that needs no quotes
+PLAIN = re.compile(r"[A-Za-z][\w'./-]*(?: [\w'./-]+)*", re.A)
 KEY = re.compile(r"[A-Za-z_]\w*", re.A)
-CHILD = re.compile(r'#\d+|"(?:[^"\\\n]|\\.)*"', re.A)  # a uuid, or a quoted name that no object of the state has
+# a uuid, or a quoted name that no object of the state has
+CHILD = re.compile(r'#\d+|"(?:[^"\\\n]|\\.)*"', re.A)
 UUID = re.compile(r"#(\d+)", re.A)
 AMOUNT = re.compile(r"([+-])=(\d{1,15}(?:\.\d{1,15})?)(?= |$)", re.A)
 SIMPLE = re.compile(r"-?\d+(?:\.\d+)?(?= |$)", re.A)
@@ -40,7 +51,11 @@ decode_json = json.JSONDecoder().raw_decode
 
 
 def short_ids(text):
-    """'cup (ID: 3)' -> 'cup#3'. A '#' that was there before is written as its JSON escape, so the way back is unique."""
+    """
+    'cup (ID: 3)' -> 'cup#3'.
+
+    A '#' that was there before is written as its JSON escape, so the way back is unique.
+    """
     return re.sub(r" \(ID: (\d+)\)", r"#\1", text.replace("#", "\\u0023"))
 
 
@@ -50,52 +65,81 @@ def long_ids(text):
 
 
 def renumber(texts, new_id):
-    """Gives the uuids in the texts other numbers: '#3' -> f'#{new_id[3]}' (a list; larger uuids stay). It is a symmetry of every text game:
-    the answer to the renumbered question is the renumbered answer, so it augments the training data."""
-    return [re.sub(r"#(\d+)", lambda m: f"#{new_id[int(m[1])]}" if int(m[1]) < len(new_id) else m[0], text) for text in texts]
+    """
+    Gives the uuids in the texts other numbers: '#3' -> f'#{new_id[3]}' (a list; larger uuids stay).
+
+    It is a symmetry of every text game: the answer to the renumbered question is the renumbered
+    answer, so it augments the training data.
+    """
+
+    def other(match):
+        uuid = int(match[1])
+        return f"#{new_id[uuid]}" if uuid < len(new_id) else match[0]
+
+    return [re.sub(r"#(\d+)", other, text) for text in texts]
 
 
 def dump(value):
     return short_ids(json.dumps(value, separators=(",", ":")))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 def child_refs(children, names):
-    """Names of children -> '#4', or the quoted name where no object is called so. names: {name: uuid}."""
+    """
+    Names of children -> '#4', or the quoted name where no object is called so.
+
+    names: {name: uuid}.
+    """
     return [f"#{names[child]}" if child in names else dump(child) for child in children]
 
 
 def write_property(key, value):
     if not KEY.fullmatch(key):
         raise ValueError(f"the property name {key!r} is not a plain word")
-    return f" {key}" if value is True else f" !{key}" if value is False else f" {key}={dump(value)}"
+    if value is True:
+        return f" {key}"
+    if value is False:
+        return f" !{key}"
+    return f" {key}={dump(value)}"
 
 
 def write_properties(properties, base, write=lambda key, value, old: write_property(key, value)):
-    """The properties that differ from base (True, 1 and 1.0 are kept apart), each by write, then those of base that are absent."""
-    changed = [write(key, value, base.get(key)) for key, value in properties.items()
-               if key not in base or json.dumps(value) != json.dumps(base[key])]
-    return "".join(changed) + "".join(f" ~{key}" for key in base if key not in properties)
+    """
+    The properties that differ from base, each by write, then those of base that are absent.
+
+    True, 1 and 1.0 are kept apart.
+    """
+    text = ""
+    for key, value in properties.items():
+        if key not in base or json.dumps(value) != json.dumps(base[key]):
+            text += write(key, value, base.get(key))
+    return text + "".join(f" ~{key}" for key in base if key not in properties)
 
 
 def write_step(value, old):
-    """'+=25' for a number that was another number, if that is exact and the new one is not 0; else ''."""
+    """'+=25' for a number that was another, if that is exact and the new one is not 0; else ''."""
     if type(value) not in (int, float) or type(old) not in (int, float) or value == 0:
         return ""
     try:
         amount = Decimal(repr(value)) - Decimal(repr(old))
         text = f"{'-' if amount < 0 else '+'}={abs(amount):f}"
-        exact = amount != 0 and AMOUNT.fullmatch(text) and json.dumps(add_step(old, text)) == json.dumps(value)
+        if amount == 0 or not AMOUNT.fullmatch(text):
+            return ""
+        exact = json.dumps(add_step(old, text)) == json.dumps(value)
     except (ArithmeticError, ValueError):  # infinities and the like
         return ""
     return text if exact else ""
 
 
 def add_step(old, text):
-    """old plus '+=25' or minus '-=0.5': a whole number if both are. Raises ValueError if old is no number."""
+    """
+    old plus '+=25' or minus '-=0.5': a whole number if both are.
+
+    Raises ValueError if old is no number.
+    """
     if type(old) not in (int, float):
         raise ValueError(f"{old!r} is no number that could be changed by {text}")
     sign, amount = AMOUNT.match(text).groups()
@@ -106,8 +150,12 @@ def add_step(old, text):
 def write_property_change(key, value, old):
     """What a property becomes, told from what it was."""
     if type(value) is dict and type(old) is dict and list(value) == list(old):
-        parts = [(name, write_step(value[name], old[name]) or f"={dump(value[name])}") for name in value if json.dumps(value[name]) != json.dumps(old[name])]
-        return "".join(f" {key}[{dump(name)}]{change}" for name, change in parts)
+        text = ""
+        for name in value:
+            if json.dumps(value[name]) != json.dumps(old[name]):
+                change = write_step(value[name], old[name]) or f"={dump(value[name])}"
+                text += f" {key}[{dump(name)}]{change}"
+        return text
     step = write_step(value, old)
     return f" {key}{step}" if step else write_property(key, value)
 
@@ -118,20 +166,36 @@ def write_object(item, names, defaults):
     name = item["name"].removesuffix(suffix)
     name = name if name != item["name"] and PLAIN.fullmatch(name) else dump(item["name"])
     if type(item["uuid"]) is not int or not KEY.fullmatch(item["type"]):
-        raise ValueError(f"the object {item['name']!r} needs a whole number as uuid and a plain word as type")
-    line = f"#{item['uuid']} {name} : {item['type']}" + write_properties(item["properties"], defaults.get(item["type"], {}))
-    return line + (" >" + "".join(child_refs(item["contains"], names)) if item["contains"] else "")
+        raise ValueError(
+            f"the object {item['name']!r} needs a whole number as uuid and a plain word as type"
+        )
+    line = f"#{item['uuid']} {name} : {item['type']}"
+    line += write_properties(item["properties"], defaults.get(item["type"], {}))
+    if item["contains"]:
+        line += " >" + "".join(child_refs(item["contains"], names))
+    return line
 
 
 def write_change(item, old, children, old_children, arrow):
-    """What changes in one object: '#3 !isOn -#4 +#5 ->#7', or '' if nothing does. children: its refs after and before; arrow: ' ->#7' or ''."""
-    line = "".join(f" @{key}={dump(item[key])}" for key in ("name", "type") if item[key] != old[key])
+    """
+    What changes in one object: '#3 !isOn -#4 +#5 ->#7', or '' if nothing does.
+
+    children, old_children: its refs after and before; arrow: ' ->#7' or ''.
+    """
+    line = ""
+    for key in ("name", "type"):
+        if item[key] != old[key]:
+            line += f" @{key}={dump(item[key])}"
     line += write_properties(item["properties"], old["properties"], write_property_change)
     gone = list((Counter(old_children) - Counter(children)).elements())
     joined = list((Counter(children) - Counter(old_children)).elements())
-    if without(old_children, gone) + joined != children:  # another order: take all out and put all in again
-        gone, joined = old_children, children
-    line += "".join(f" -{child}" for child in gone) + "".join(f" +{child}" for child in joined) + arrow
+    # another order: take all out and put all in again
+    if without(old_children, gone) + joined != children:
+        gone = old_children
+        joined = children
+    line += "".join(f" -{child}" for child in gone)
+    line += "".join(f" +{child}" for child in joined)
+    line += arrow
     return f"#{item['uuid']}{line}" if line else ""
 
 
@@ -144,9 +208,12 @@ def without(children, gone):
 
 def write_score(score):
     flags = score.get("gameOver"), score.get("gameWon")
-    if set(score) == {"score", "gameOver", "gameWon"} and all(type(flag) is bool for flag in flags) and not isinstance(score["score"], (dict, list)):
-        return f"score {dump(score['score'])}" + " over" * flags[0] + " won" * flags[1]
-    return f"score {dump(score)}"
+    usual = set(score) == {"score", "gameOver", "gameWon"}
+    if not usual or not all(type(flag) is bool for flag in flags):
+        return f"score {dump(score)}"
+    if isinstance(score["score"], (dict, list)):
+        return f"score {dump(score)}"
+    return f"score {dump(score['score'])}" + " over" * flags[0] + " won" * flags[1]
 
 
 def names_of(items):
@@ -155,9 +222,14 @@ def names_of(items):
 
 
 def write_state(game, state, next_id, defaults):
-    """The whole state as text, ending in a newline. state: objects with the score dict last; defaults: {type: {property: value}}."""
+    """
+    The whole state as text, ending in a newline.
+
+    state: objects with the score dict last; defaults: {type: {property: value}}.
+    """
     names = names_of(state[:-1])
-    lines = [f"game {game}", write_score(state[-1]), f"next #{next_id}"] + [write_object(item, names, defaults) for item in state[:-1]]
+    lines = [f"game {game}", write_score(state[-1]), f"next #{next_id}"]
+    lines += [write_object(item, names, defaults) for item in state[:-1]]
     return "\n".join(lines) + "\n"
 
 
@@ -168,8 +240,9 @@ def write_action(action):
 
 def write_difference(difference, state, defaults):
     """
-    {"modified": [whole objects], "removed": [uuids], "score": {} or the whole dict}, relative to state, as text ("same" if empty).
+    A difference relative to state as text ("same" if empty).
 
+    difference: {"modified": [whole objects], "removed": [uuids], "score": {} or the whole dict}.
     Raises ValueError where the compact language cannot say it: what is written has been read back.
     """
     for arrows in (True, False):
@@ -185,34 +258,59 @@ def write_difference(difference, state, defaults):
 def essence(difference, state):
     """What a difference says, in a form that can be compared: True, 1 and 1.0 are kept apart."""
     current = {item["uuid"]: json.dumps(item, sort_keys=True) for item in state[:-1]}
-    modified = {item["uuid"]: json.dumps(item, sort_keys=True) for item in difference["modified"] if item["uuid"] not in difference["removed"]}
-    return ({uuid: text for uuid, text in modified.items() if text != current.get(uuid)}, set(difference["removed"]),
-            json.dumps(difference["score"], sort_keys=True))
+    removed = set(difference["removed"])
+    modified = {}
+    for item in difference["modified"]:
+        if item["uuid"] not in removed:
+            modified[item["uuid"]] = json.dumps(item, sort_keys=True)
+    changed = {uuid: text for uuid, text in modified.items() if text != current.get(uuid)}
+    return changed, removed, json.dumps(difference["score"], sort_keys=True)
 
 
 def find_arrows(before, after):
-    """{child ref: parent uuid} of the children that left at most one parent's contents and joined exactly one other's. {uuid: refs} before, after."""
-    left, joined = {}, {}
+    """
+    {child ref: parent uuid} of the children that move, which an arrow can say.
+
+    They left at most one parent's contents and joined exactly one other's.
+    before, after: {uuid: refs}.
+    """
+    left = {}
+    joined = {}
     for uuid in after:
         for child in (Counter(before.get(uuid, [])) - Counter(after[uuid])).elements():
             left.setdefault(child, []).append(uuid)
         for child in (Counter(after[uuid]) - Counter(before.get(uuid, []))).elements():
             joined.setdefault(child, []).append(uuid)
-    return {child: parents[0] for child, parents in joined.items() if child[0] == "#" and len(parents) == 1 and len(left.get(child, [])) <= 1}
+    arrows = {}
+    for child, parents in joined.items():
+        if child[0] == "#" and len(parents) == 1 and len(left.get(child, [])) <= 1:
+            arrows[child] = parents[0]
+    return arrows
 
 
 def write_lines(difference, state, defaults, arrows):
-    """The lines of a difference; with arrows, children that move are written as '#6 ->#0', else by what leaves and joins each parent."""
+    """
+    The lines of a difference.
+
+    With arrows, children that move are written as '#6 ->#0', else by what leaves and joins each
+    parent.
+    """
     current = {item["uuid"]: item for item in state[:-1]}
     new = {item["uuid"]: item for item in difference["modified"] if item["uuid"] not in current}
     after = {**current, **{item["uuid"]: item for item in difference["modified"]}}
-    names, old_names = names_of(after.values()), names_of(state[:-1])
+    names = names_of(after.values())
+    old_names = names_of(state[:-1])
     gone = {f"#{uuid}" for uuid in difference["removed"]}
-    before = {uuid: [ref for ref in child_refs(item["contains"], old_names) if ref not in gone] for uuid, item in current.items()}
+    before = {}
+    for uuid, item in current.items():
+        refs = child_refs(item["contains"], old_names)
+        before[uuid] = [ref for ref in refs if ref not in gone]
     children = {uuid: child_refs(item["contains"], names) for uuid, item in after.items()}
-    whole = {uuid: children[uuid] for uuid in new}  # a new object is written with its contents
+    # a new object is written with its contents
+    whole = {uuid: children[uuid] for uuid in new}
     target = find_arrows({**before, **whole}, children) if arrows else {}
-    for child, parent in target.items():  # what the arrows say need not be said again
+    # what the arrows say need not be said again
+    for child, parent in target.items():
         for uuid in before:
             if child in before[uuid]:
                 before[uuid] = without(before[uuid], [child])
@@ -220,17 +318,23 @@ def write_lines(difference, state, defaults, arrows):
 
     def arrow(uuid):
         return f" ->#{target[f'#{uuid}']}" if f"#{uuid}" in target else ""
-    lines = ["gone " + "".join(f"#{uuid}" for uuid in difference["removed"])] if gone else []
-    lines += ["new " + write_object(item, names, defaults) + arrow(uuid) for uuid, item in new.items()]
+
+    lines = []
+    if gone:
+        lines.append("gone " + "".join(f"#{uuid}" for uuid in difference["removed"]))
+    for uuid, item in new.items():
+        lines.append("new " + write_object(item, names, defaults) + arrow(uuid))
     moved = [int(child[1:]) for child in target if int(child[1:]) in current]
     changed = [item["uuid"] for item in difference["modified"] if item["uuid"] in current]
-    lines += [write_change(after[uuid], current[uuid], children[uuid], before[uuid], arrow(uuid)) for uuid in dict.fromkeys(moved + changed)]
+    for uuid in dict.fromkeys(moved + changed):
+        refs = children[uuid], before[uuid]
+        lines.append(write_change(after[uuid], current[uuid], *refs, arrow(uuid)))
     if difference["score"]:
         lines.append(write_score(difference["score"]))
     return "\n".join(filter(None, lines)) or SAME
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading. A reader raises ValueError at the first character it does not understand.
 
 
@@ -245,12 +349,15 @@ def read_value(text, start):
 
 def read_items(text, start):
     """
-    Yields (kind, key, value) for each ' isOn', ' !isOn', ' ~isOn', ' key=JSON', ' key+=2', ' @name=JSON', ' -#4', ' +#5', ' >#4#5', ' ->#7' from start
-    on. The key of an entry, ' key["name"]=JSON' or ' key["name"]+=2', is the pair (key, name).
+    Yields (kind, key, value) for each item of a line from start on.
+
+    An item is one of ' isOn', ' !isOn', ' ~isOn', ' key=JSON', ' key+=2', ' @name=JSON', ' -#4',
+    ' +#5', ' >#4#5' and ' ->#7'. The key of an entry of a dictionary, as in ' key["name"]=JSON' or
+    ' key["name"]+=2', is the pair (key, name).
     """
     while start < len(text):
         if text[start] != " " or start + 1 == len(text):
-            raise ValueError(f"unexpected text {text[start:start + 20]!r}")
+            raise ValueError(f"unexpected text {text[start : start + 20]!r}")
         mark = text[start + 1]
         if text.startswith("->", start + 1):
             parent = expect(UUID.match(text, start + 3), text)
@@ -266,16 +373,18 @@ def read_items(text, start):
                     break
         else:
             match = expect(KEY.match(text, start + (mark in "!~@") + 1), text)
-            key, start = match[0], match.end()
+            key = match[0]
+            start = match.end()
             if text.startswith('["', start) and mark not in "!~@":
                 name, start = read_value(text, start + 1)
                 if type(name) is not str or not text.startswith("]", start):
                     raise ValueError(f"cannot read {text[:60]!r}")
-                key, start = (key, name), start + 1
+                key = (key, name)
+                start = start + 1
             amount = AMOUNT.match(text, start)
             if mark in "!~":
                 yield "~" if mark == "~" else "=", key, False
-            elif text[start:start + 1] == "=":
+            elif text[start : start + 1] == "=":
                 value, start = read_value(text, start + 1)
                 yield ("@" if mark == "@" else "="), key, value
             elif amount and mark != "@":
@@ -292,23 +401,40 @@ def expect(match, text):
 
 
 def read_object(line, defaults, items):
-    """Reads '#3 stove : Stove isOn >#4' and puts the object, its contains still as refs, into items {uuid: object}."""
-    match = expect(re.match(r'#(\d+) ("(?:[^"\\\n]|\\.)*"|[^":\n]+) : ([A-Za-z_]\w*)', line, re.A), line)
-    uuid, name = int(match[1]), match[2]
+    """
+    Reads '#3 stove : Stove isOn >#4' and puts the object into items {uuid: object}.
+
+    Its contains are still refs.
+    """
+    head = r'#(\d+) ("(?:[^"\\\n]|\\.)*"|[^":\n]+) : ([A-Za-z_]\w*)'
+    match = expect(re.match(head, line, re.A), line)
+    uuid = int(match[1])
+    name = match[2]
     if uuid in items:
         raise ValueError(f"the uuid of object #{uuid} is taken")
-    items[uuid] = {"name": json.loads(long_ids(name)) if name[0] == '"' else f"{name} (ID: {uuid})", "uuid": uuid, "type": match[3],
-                   "properties": dict(defaults.get(match[3], {})), "contains": []}
+    items[uuid] = {
+        "name": json.loads(long_ids(name)) if name[0] == '"' else f"{name} (ID: {uuid})",
+        "uuid": uuid,
+        "type": match[3],
+        "properties": dict(defaults.get(match[3], {})),
+        "contains": [],
+    }
     change_object(uuid, line, match.end(), items)
 
 
 def change_object(uuid, line, start, items):
-    """Applies the rest of a line to one of items {uuid: object}, whose contains are refs, in place."""
-    properties, contains = items[uuid]["properties"], items[uuid]["contains"]
+    """
+    Applies the rest of a line, in place, to one of items {uuid: object}.
+
+    Their contains are refs.
+    """
+    properties = items[uuid]["properties"]
+    contains = items[uuid]["contains"]
     for kind, key, value in read_items(line, start):
         if kind in ("=", "+="):
             target = properties
-            if isinstance(key, tuple):  # an entry of a dictionary, which is copied: others may hold the same one
+            # an entry of a dictionary, which is copied: others may hold the same one
+            if isinstance(key, tuple):
                 properties[key[0]] = target = dict(properties[key[0]])
                 key = key[1]
                 target[key]  # KeyError if it is not there: malformed
@@ -351,10 +477,15 @@ def resolve(refs, names):
 
 
 def read_state(text, defaults):
-    """Text of write_state -> (game, state, next_id). Raises ValueError if it is not of that form."""
+    """
+    Text of write_state -> (game, state, next_id).
+
+    Raises ValueError if it is not of that form.
+    """
     try:
         lines = text.rstrip("\n").split("\n")
-        if not (lines[0].startswith("game ") and lines[1].startswith("score ") and lines[2].startswith("next #")):
+        begins = lines[0].startswith("game ") and lines[1].startswith("score ")
+        if not (begins and lines[2].startswith("next #")):
             raise ValueError("a state begins with its game, its score and the next uuid")
         items = {}
         for line in lines[3:]:
@@ -369,9 +500,11 @@ def read_state(text, defaults):
 
 def read_difference(text, state, defaults):
     """
-    Text of write_difference -> {"modified", "removed", "score"} relative to state, which is not changed.
+    Text of write_difference -> {"modified", "removed", "score"} relative to state, which is not
+    changed.
 
-    Raises ValueError for anything else: an object the state does not have, a child that is not there, an object mentioned twice, any extra text.
+    Raises ValueError for anything else: an object the state does not have, a child that is not
+    there, an object mentioned twice, any extra text.
     """
     if text == SAME:
         return {"modified": [], "removed": [], "score": {}}
@@ -383,14 +516,23 @@ def read_difference(text, state, defaults):
 
 def read_lines(lines, state, defaults):
     names = names_of(state[:-1])
-    items = {item["uuid"]: {**item, "properties": dict(item["properties"]), "contains": child_refs(item["contains"], names)} for item in state[:-1]}
-    removed, score, seen = [], {}, set()
+    items = {}
+    for item in state[:-1]:
+        own = {
+            "properties": dict(item["properties"]),
+            "contains": child_refs(item["contains"], names),
+        }
+        items[item["uuid"]] = {**item, **own}
+    removed = []
+    score = {}
+    seen = set()
     for line in lines:
         what = line.split(" ", 1)[0]
         if what in seen:
             raise ValueError(f"{what} stands there twice")
         if what == "gone":
-            removed = [int(uuid) for uuid in expect(re.fullmatch(r"gone ((?:#\d+)+)", line, re.A), line)[1][1:].split("#")]
+            listed = expect(re.fullmatch(r"gone ((?:#\d+)+)", line, re.A), line)[1]
+            removed = [int(uuid) for uuid in listed[1:].split("#")]
             if len(set(removed)) < len(removed) or not set(removed) <= set(items):
                 raise ValueError("'gone' names an object that is not there, or one twice")
             for uuid in removed:
@@ -409,5 +551,8 @@ def read_lines(lines, state, defaults):
     current = {item["uuid"]: item for item in state[:-1]}
     for item in items.values():
         item["contains"] = resolve(item["contains"], names)
-    modified = [item for uuid, item in items.items() if item != current.get(uuid) and uuid not in removed]
+    modified = []
+    for uuid, item in items.items():
+        if item != current.get(uuid) and uuid not in removed:
+            modified.append(item)
     return {"modified": modified, "removed": removed, "score": score}

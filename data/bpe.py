@@ -1,0 +1,75 @@
+"""
+The vocabulary of a text world: byte-pair encoding (Sennrich et al., arXiv 1508.07909), trained here
+on the training split and run by tiktoken. Nothing is downloaded.
+"""
+
+import re
+from collections import Counter, defaultdict
+
+import tiktoken
+
+from data.world import WORDS
+
+
+def train_bpe(texts, vocab_size, pattern=WORDS):
+    """
+    Merges of an iterable of (text, count); merges stay inside the pattern's pieces.
+
+    Returns the bytes of ids 256, 257, ...; ids below 256 are the single bytes; the last id of the
+    vocabulary is left for the end token. Deterministic: of equally frequent pairs the smallest is
+    merged.
+    """
+    counts = Counter()
+    for text, count in texts:
+        for piece in re.findall(pattern, text):
+            counts[piece] += count
+    words = [list(bytes([b]) for b in piece.encode("utf-8", "replace")) for piece in counts]
+    weights = list(counts.values())
+
+    pairs = Counter()
+    where = defaultdict(set)  # {pair: numbers of the words that hold it}
+    for i, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pairs[pair] += weights[i]
+            where[pair].add(i)
+
+    merged = []
+    while len(merged) < vocab_size - 257 and pairs:
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if pairs[best] < 2:
+            break
+        if best[0] + best[1] not in merged:
+            merged.append(best[0] + best[1])
+        for i in where.pop(best):
+            old = words[i]
+            words[i] = merge(old, best)
+            for pair in zip(old, old[1:]):
+                pairs[pair] -= weights[i]
+                if pairs[pair] <= 0:
+                    del pairs[pair]
+            for pair in zip(words[i], words[i][1:]):
+                pairs[pair] += weights[i]
+                where[pair].add(i)
+        pairs.pop(best, None)
+    return merged
+
+
+def merge(word, pair):
+    """A word, a list of bytes, with every occurrence of the pair made one."""
+    new = []
+    j = 0
+    while j < len(word):
+        found = tuple(word[j : j + 2]) == pair
+        new.append(pair[0] + pair[1] if found else word[j])
+        j += 2 if found else 1
+    return new
+
+
+def encoding(merged, pattern=WORDS):
+    """
+    A tiktoken.Encoding of what train_bpe returned, with the same pattern. It has no special tokens,
+    so that no text can spell the end token.
+    """
+    ranks = {bytes([b]): b for b in range(256)}
+    ranks.update({token: 256 + i for i, token in enumerate(merged)})
+    return tiktoken.Encoding("world", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})

@@ -1,0 +1,449 @@
+"""
+Judge a world model: the results table, and the scores that training validates by.
+
+    python evaluate.py                       the default world's table, after runs/textgame.sh
+    python evaluate.py --world=webnav --kinds               also a line per kind of page
+    python evaluate.py --rlvr=my-run,another-run            the better of two runs on validation
+    python evaluate.py --average=seed0-results,seed1-results    mean ± std over training seeds
+
+The table's rows: copy (nothing changes), lookup (no learning: the training record of the same state
+with the nearest action), for video the tokenizer's floor, MLE, MLE continued (for at least the work
+of RLVR; the better of its runs on validation) and RLVR, each at T = 1 and at the decoding that does
+best on validation. Work is tokens through the network, 1 for a forward pass and 3 for one with its
+backward pass. The test set is used here and nowhere else.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+# common first: it says how torch's threads wait, before torch is imported
+from common import OUT, BadInput, checkpoint_path, load_checkpoint, option, parse_config
+from common import run_main, start_processes, work_behind
+
+import numpy as np
+import torch
+
+from data import load_world
+from data.world import SPLITS
+from generate import generate
+from model import Model, ModelConfig
+
+
+@dataclass
+class Config:
+    world: str = "textgame"  # a folder, or its name under data/
+    task: str = ""  # the world's task.py, where it is your own
+    name: str = ""  # results go to out/<name>; empty: <world>-results
+    # runs, by name, or checkpoint files
+    mle: str = ""  # stage 1; empty: <world>-mle
+    more: str = ""  # MLE continued, separated by commas; empty: every <world>-mle-more-*
+    rlvr: str = ""  # stage 2; empty: <world>-rlvr; several, by commas: the best on validation
+    each: bool = False  # a row for each of the runs in --rlvr instead of the best of them
+    average: str = ""  # names of results, by commas: one table of their mean ± std instead
+    # what is judged
+    split: str = option("test", *SPLITS)
+    records: int = option(0, 0, 10**9)  # judge only so many records of the split (0: all)
+    val_records: int = option(256, 1, 10**9)  # for the choice of decoding and checkpoint
+    select_by: str = ""  # reward by which these are chosen; empty: the world's own
+    seeds: int = option(3, 1, 64)  # samples of each answer for rows that sample
+    best_of: int = option(16, 0, 4096)  # largest N of the best-of-N curves (0: none)
+    curve_records: int = option(200, 1, 10**9)  # records for the curves
+    kinds: bool = False  # also one line per kind of game or page
+    lpips_weights: str = ""  # folder of the public VGG16 and LPIPS weights, for the metric lpips
+    # the machine
+    device: str = "auto"  # cpu, cuda, mps or auto
+    threads: int = option(2, 1, 1024)  # of a CPU
+    seed: int = option(0, 0, 2**31)
+    out: str = OUT  # the folder of all results
+
+
+SMOKE = dict(records=12, val_records=8, best_of=4, curve_records=4, seeds=2)
+
+
+class Decoding(NamedTuple):
+    """How answers are taken from a model; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+GREEDY = Decoding(0.0)
+# these compete on validation
+DECODINGS = {
+    "greedy": GREEDY,
+    "T=0.5": Decoding(0.5),
+    "top-k 100": Decoding(1.0, top_k=100),
+    "top-p 0.9": Decoding(1.0, top_p=0.9),
+}
+
+# ------------------------------------------------------------------------------------------------
+# Scores
+
+
+class Scores(NamedTuple):
+    """What evaluate() found: scores {metric: [N, G]} fp32 on the CPU, in the order of indices."""
+
+    metrics: dict
+    length: float  # mean tokens of an answer
+    limit: float  # share of answers without an end token
+
+
+@torch.no_grad()
+def evaluate(model, world, split, indices, names, decoding=GREEDY, group_size=1, generator=None):
+    """
+    Samples group_size responses to each of the records `indices` of a split and scores what they
+    decode to. Returns Scores.
+    """
+    model.eval()
+    # neighbours of like length: little padding
+    order = sorted(range(len(indices)), key=lambda n: world.prompt_length(split, indices[n]))
+    scores = {name: torch.zeros(len(indices), group_size) for name in names}
+    lengths = []
+    limits = []
+    for i in range(0, len(order), 64):
+        rows = order[i : i + 64]
+        batch = world.batch(split, [indices[n] for n in rows])
+        rollout = generate(
+            model,
+            batch,
+            group_size,
+            decoding.temperature,
+            generator,
+            decoding.top_k,
+            decoding.top_p,
+        )
+        for name, values in world.score(batch, rollout.tokens, names).items():
+            scores[name][rows] = values.cpu()
+        lengths.append(rollout.length.float().mean().item())
+        ended = rollout.ended.float().mean().item() if batch.eos_id is not None else 1.0
+        limits.append(1 - ended)
+    return Scores(scores, sum(lengths) / len(lengths), sum(limits) / len(limits))
+
+
+@torch.no_grad()
+def validation_loss(model, world, indices, precision):
+    """Mean negative log-likelihood per response token (nats) of validation records."""
+    total = 0.0
+    count = 0
+    for i in range(0, len(indices), 64):
+        batch = world.batch("val", indices[i : i + 64])
+        mask = batch.response_mask[:, None]
+        response = batch.response[:, None]
+        allowed = batch.allowed_ids
+        with precision:
+            logprob, _ = model(
+                batch.prompt, batch.prompt_len, response, mask, allowed, entropy=False
+            )
+        total -= logprob.sum().item()
+        count += mask.sum().item()
+    return total / count
+
+
+def validation_indices(world, n, seed=0):
+    """n validation records, the same ones at every call."""
+    order = np.random.default_rng(seed).permutation(len(world.records["val"]))
+    return order[:n].tolist()
+
+
+# ------------------------------------------------------------------------------------------------
+# Rows of the table
+
+
+class Row(NamedTuple):
+    label: str
+    scores: dict  # {metric: [N, seeds]}
+    seconds: float = 0.0  # of training behind it, all stages together
+    work: float = 0.0
+    machine: str = ""
+
+
+def load_model(path, world, device):
+    """(model, checkpoint) of a file of this world. Raises BadInput for another one's."""
+    make = f"python train_mle.py --world={world.folder}"
+    checkpoint = load_checkpoint(path, device, make)
+    if checkpoint["world"] != world.fingerprint:
+        raise BadInput(
+            f"{path} was trained on another world ({checkpoint['world']}, not "
+            f"{world.fingerprint}); name the right one with --world"
+        )
+    model = Model(ModelConfig(**checkpoint["model_config"])).to(device)
+    model.load_state_dict(checkpoint["model"])
+    return model.eval(), checkpoint
+
+
+def best_decoding(model, world, indices, config):
+    """The decoding with the best reward on validation, and that value."""
+    terms = world.terms(config.select_by or world.reward)
+    names = [name for _, name in terms]
+    values = {}
+    for label, decoding in DECODINGS.items():
+        generator = torch.Generator(world.device).manual_seed(config.seed)
+        found = evaluate(model, world, "val", indices, names, decoding, generator=generator)
+        values[label] = world.weighted_sum(terms, found.metrics).mean().item()
+    best = max(values, key=values.get)
+    return best, values[best]
+
+
+def sampled_scores(model, world, indices, decoding, config):
+    """{metric: [N, seeds]}: independent samples of each answer (one where decoding is greedy)."""
+    n = config.seeds if decoding.temperature else 1
+    generator = torch.Generator(world.device).manual_seed(config.seed)
+    names = list(world.metrics)
+    # the samples of a prompt share one pass over it
+    return evaluate(model, world, config.split, indices, names, decoding, n, generator).metrics
+
+
+def best_of_n(model, world, indices, config):
+    """
+    Best-of-N at T = 1: {N: {"winner": {metric: mean}, "own": {metric: mean}}}. winner: the sample
+    with the best reward, all its metrics; own: each metric's own best, as the paper counts. Both
+    average over disjoint blocks of N out of best_of samples.
+    """
+    generator = torch.Generator(world.device).manual_seed(config.seed)
+    names = list(world.metrics)
+    n = config.best_of
+    found = evaluate(model, world, config.split, indices, names, Decoding(), n, generator)
+    reward = world.weighted_sum(world.terms(config.select_by or world.reward), found.metrics)
+    curve = {}
+    n = 1
+    while n <= config.best_of:
+        whole = config.best_of // n * n
+        winner = reward[:, :whole].reshape(-1, n).argmax(1, keepdim=True)  # [records · blocks, 1]
+        curve[n] = {"winner": {}, "own": {}}
+        for name, scores in found.metrics.items():
+            block = scores[:, :whole].reshape(-1, n)
+            sign = world.better(name)
+            curve[n]["winner"][name] = block.gather(1, winner).mean().item()
+            curve[n]["own"][name] = (sign * (sign * block).amax(1)).mean().item()
+        n *= 2
+    return curve
+
+
+def model_rows(label, paths, world, indices, val, config):
+    """
+    The two rows of a model, at T = 1 and at its best decoding; of several checkpoints the one that
+    is best on validation. Returns (rows, that model).
+    """
+    best = None
+    for path in paths:
+        model, checkpoint = load_model(path, world, world.device)
+        decoding, value = best_decoding(model, world, val, config)
+        if best is None or value > best[0]:
+            best = value, model, checkpoint, decoding
+    _, model, checkpoint, decoding = best
+    behind = work_behind(checkpoint)
+    settings = checkpoint["config"]
+    machine = f"{settings['dtype']}, {settings['threads']} threads"
+    rows = []
+    for how in ("T=1", decoding):
+        scores = sampled_scores(model, world, indices, DECODINGS.get(how, Decoding()), config)
+        rows.append(Row(f"{label}, {how}", scores, behind["seconds"], behind["work"], machine))
+    return rows, model
+
+
+def checkpoints(world, config):
+    """{row: [paths]} of the models to judge; rows whose checkpoints are not there are left out."""
+    name = world.name
+    more = [f"{name}-mle-more-{n}" for n in range(1, 9)]
+    more = [run for run in more if checkpoint_path(run, config.out).is_file()]
+    wanted = {
+        "MLE": [config.mle or f"{name}-mle"],
+        "MLE continued": config.more.split(",") if config.more else more,
+        "RLVR": (config.rlvr or f"{name}-rlvr").split(","),
+    }
+    if config.each:
+        for run in wanted.pop("RLVR"):
+            path = checkpoint_path(run, config.out)
+            wanted[path.parent.name] = [run]
+    found = {}
+    for row, runs in wanted.items():
+        paths = [checkpoint_path(run, config.out) for run in runs]
+        if row == "MLE" or (paths and all(path.is_file() for path in paths)):
+            found[row] = paths
+        else:
+            missing = ", ".join(map(str, paths)) or f"{config.out}/{name}-mle-more-1/best.pt"
+            print(f"(no row {row!r}: there is no checkpoint {missing})", file=sys.stderr)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------
+# The table
+
+
+def cell(values, scale):
+    """[seeds] -> 'mean ± std' times scale, or 'mean' where there is one seed."""
+    values = values * scale
+    digits = 2 if values.mean().abs() >= 10 else 3
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def markdown(header, rows):
+    """A table in Markdown, columns aligned."""
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        lines.append("| " + " | ".join(str(c).ljust(w) for c, w in zip(row, widths)) + " |")
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def results_table(world, rows, indices, config):
+    """The table and what one must know to read it, as text."""
+    columns = world.columns(config.split, indices)
+    scale = {name: metric.scale for name, metric in world.metrics.items()}
+    plain = [name for name in world.metrics if scale[name] == 1]
+    header = ["", *(heading for heading, *_ in columns), "work (M tokens)", "seconds"]
+    table = []
+    for row in rows:
+        cells = [cell(how(row.scores[name]), scale[name]) for _, name, how in columns]
+        table.append([row.label, *cells, f"{row.work / 1e6:.1f}", f"{row.seconds:.0f}"])
+    machines = sorted({row.machine for row in rows if row.machine})
+    as_they_are = f", {', '.join(plain)} as they are" if plain else ""
+    lines = [
+        f"{world.name}, {config.split} split, {len(indices)} transitions (times 100{as_they_are}; "
+        f"± over {config.seeds} samples of each answer; work and seconds: all training behind the "
+        f"row; trained on {world.device.type}: {'; '.join(machines)})",
+        "",
+        markdown(header, table),
+    ]
+    by_label = {row.label.partition(",")[0]: row for row in rows}
+    if "MLE continued" in by_label and "RLVR" in by_label:
+        rival = by_label["MLE continued"]
+        rlvr = by_label["RLVR"]
+        for what in ("work", "seconds"):
+            if getattr(rival, what) < getattr(rlvr, what):
+                lines.append(f"\nMLE continued had less {what} than RLVR here: read it with care.")
+    return "\n".join(lines)
+
+
+def curves_table(world, curves, config):
+    """The best-of-N curves as text, in the first metric."""
+    name = next(iter(world.metrics))
+    scale = world.metrics[name].scale
+    header = ["N"]
+    for row in curves:
+        header += [f"{row} by reward", f"{row} own best"]
+    table = []
+    for n in next(iter(curves.values())):
+        cells = [n]
+        for curve in curves.values():
+            cells += [f"{curve[n][what][name] * scale:.2f}" for what in ("winner", "own")]
+        table.append(cells)
+    title = (
+        f"best of N samples at T = 1, {config.curve_records} transitions: {name} of the sample "
+        f"with the best reward ({config.select_by or world.reward}) | {name}'s own best"
+    )
+    return f"{title}\n\n{markdown(header, table)}"
+
+
+def kinds_table(world, rows, indices, config):
+    """The first metric per kind of game or page, for every row: changed / overall."""
+    metric = next(iter(world.metrics))
+    records = world.records[config.split]
+    groups = defaultdict(list)
+    for n, i in enumerate(indices):
+        groups[records[i].get("kind", "")].append(n)
+    table = []
+    for kind, members in sorted(groups.items()):
+        flags = [records[indices[n]].get("changed", True) for n in members]
+        changed = torch.tensor(flags)
+        cells = []
+        for row in rows:
+            values = world.metrics[metric].scale * row.scores[metric][members].mean(1)
+            of_changed = f"{values[changed].mean():.0f}" if changed.any() else "-"
+            cells.append(f"{of_changed} / {values.mean():.0f}")
+        table.append([kind, len(members), sum(flags), *cells])
+    header = ["kind", "records", "changed", *(row.label for row in rows)]
+    return f"{metric} by kind, changed / overall:\n\n{markdown(header, table)}"
+
+
+def judge(world, config):
+    """Prints the table (and the curves) and writes them to out/<name>."""
+    indices = list(range(len(world.records[config.split])))
+    if config.records:
+        chosen = np.random.default_rng(0).permutation(indices)[: config.records]
+        indices = sorted(chosen.tolist())
+    val = validation_indices(world, config.val_records, seed=1)
+    rows = [Row(label, scores) for label, scores in world.references(config.split, indices)]
+    curves = {}
+    for label, paths in checkpoints(world, config).items():
+        own, model = model_rows(label, paths, world, indices, val, config)
+        rows += own
+        if config.best_of and label != "MLE continued":
+            curves[label] = best_of_n(model, world, indices[: config.curve_records], config)
+    report = [results_table(world, rows, indices, config)]
+    if curves:
+        report.append(curves_table(world, curves, config))
+    if config.kinds and world.kinds:
+        report.append(kinds_table(world, rows, indices, config))
+    text = "\n\n".join(report) + "\n"
+
+    # written before it is printed: a terminal that cannot show it must not lose it
+    folder = Path(config.out) / (config.name or f"{world.name}-results")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(text, encoding="utf-8")
+    columns = world.columns(config.split, indices)
+    results = {
+        "config": asdict(config),
+        "scale": {heading: world.metrics[name].scale for heading, name, _ in columns},
+        "curves": curves,
+        "rows": {},
+    }
+    for row in rows:
+        values = {heading: how(row.scores[name]).tolist() for heading, name, how in columns}
+        results["rows"][row.label] = {**values, "seconds": row.seconds, "work": row.work}
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    print(f"{text}\nwritten to {folder / 'results.md'} and results.json")
+
+
+def average(folders):
+    """
+    Prints one table from the results.json of several training seeds: mean ± std (n - 1) over them.
+    Raises BadInput where one is missing.
+    """
+    rows = {}
+    scale = {}
+    for folder in folders:
+        try:
+            results = json.loads((folder / "results.json").read_text())
+            scale = scale or results["scale"]
+            for label, columns in results["rows"].items():
+                row, _, decoding = label.partition(", ")
+                # which decoding is best may differ from seed to seed
+                key = f"{row}, best decoding" if decoding in DECODINGS else label
+                means = [np.mean(columns[heading]) for heading in scale]
+                own = *means, columns["work"] / 1e6, columns["seconds"]
+                rows.setdefault(key, []).append(own)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(
+                f"{folder} holds no results.json of evaluate.py ({type(error).__name__}: {error}); "
+                f"make it first"
+            ) from None
+    table = []
+    for label, seeds in rows.items():
+        columns = list(zip(*seeds))
+        cells = [cell(torch.tensor(v), scale[heading]) for heading, v in zip(scale, columns)]
+        table.append([label, *cells, f"{np.mean(columns[-2]):.1f}", f"{np.mean(columns[-1]):.0f}"])
+    header = ["", *scale, "work (M tokens)", "seconds"]
+    print(f"mean ± std over {len(folders)} training seeds\n\n" + markdown(header, table))
+
+
+def main(argv):
+    config = parse_config(Config, argv, SMOKE)
+    if config.average:
+        average([Path(config.out) / name for name in config.average.split(",")])
+        return
+    device, *_ = start_processes(config)
+    world = load_world(config.world, device, config.task, config.lpips_weights)
+    world.terms(config.select_by or world.reward)
+    judge(world, config)
+
+
+if __name__ == "__main__":
+    run_main(main)
