@@ -1,15 +1,18 @@
 """
-How fast is it, and how much memory does it take? One command, one table.
+How fast is it, and how much memory does it take? One command, one table a part.
 
-everything            python bench.py
-beside others         python bench.py --peer=hf,trl        (pip install -r requirements-bench.txt)
-one part              python bench.py --only=sampling
-a laptop test         python bench.py --preset=smoke
+    python bench.py                     everything; on a GPU also the paper's video model
+    python bench.py --peer=hf,trl       beside others    (pip install -r requirements-bench.txt)
+    python bench.py --only=sampling     one part
+    SMOKE=1 python bench.py             tiny shapes, to see that it runs
 
-Every figure is the median of `repeats` runs after one that does not count. Ratios to a peer are measured in the same run, on a model of the same
-shape with the same numbers of prompts, tokens and updates. GRPO steps are those of train_rlvr.py itself, read from its metrics.jsonl.
+Every figure is the median of `repeats` runs after one that does not count. Ratios to a peer are
+measured in the same run, on a model of the same shape with the same numbers of prompts, tokens and
+updates. GRPO steps are those of train_rlvr.py itself, read from its metrics.jsonl.
 """
 
+import importlib.util
+import io
 import json
 import os
 import statistics
@@ -17,85 +20,98 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+# common first: it says how torch's threads wait, before torch is imported
+from common import BadInput, autocast, one_of, option, parse_config, run_main, start_processes
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 import rewards
-from common import (
-    BadInput,
-    autocast,
-    is_main_process,
-    one_of,
-    parse_config,
-    run_main,
-    start_processes,
-)
 from data import load_world
 from data.text import write_text_world
 from data.textgame import prepare as textgame
 from data.webnav import prepare as webnav
+from data.world import Batch, load_task
+from generate import generate
 from model import Model, ModelConfig
 
 ROOT = Path(__file__).resolve().parent
-PARTS = ("mle", "sampling", "reward", "grpo", "group", "prompt", "memory")
 
 
 @dataclass
 class Config:
-    only: str = ""  # parts to run, separated by commas: mle, sampling, reward, grpo, group, prompt, memory; empty: all
-    peer: str = ""  # others to run beside: hf (transformers' generate and training step), trl (its GRPOTrainer)
-    repeats: int = 3  # runs per figure, after one that does not count; the median is shown
-    prompts: int = 16  # prompts per rollout batch
-    group: int = 16  # responses to each
-    updates: int = 4  # optimizer steps per rollout batch
-    dtype: str = "float32"  # of GRPO steps and curves, the peers' too: float32 or bfloat16; MLE and sampling are measured in both
-    longest: int = 2048  # longest prompt of the curves
-    small: bool = False  # tiny shapes, to see that it runs
+    only: str = ""  # some of mle,sampling,reward,grpo,group,prompt,memory; empty: all
+    peer: str = ""  # some of hf,trl: transformers' generate and training step, TRL's GRPOTrainer
+    repeats: int = option(3, 1, 1000)  # runs per figure, after one that does not count
+    prompts_per_step: int = option(16, 2, 2**20)  # prompts per rollout batch
+    group_size: int = option(16, 2, 4096)  # responses to each
+    num_minibatches: int = option(4, 1, 2**20)  # optimizer steps per rollout batch
+    # MLE and sampling are measured in both
+    dtype: str = option("float32", "float32", "bfloat16")  # of GRPO steps and curves, TRL's too
+    longest: int = option(2048, 64, 2**20)  # longest prompt of the curves, in tokens
+    small: bool = False  # tiny shapes
+    # the machine
     device: str = "auto"  # cpu, cuda, mps or auto
-    seed: int = 0  # of weights and prompts
+    threads: int = option(2, 1, 1024)  # of a CPU
+    seed: int = option(0, 0, 2**31)  # of weights and prompts
 
 
-PRESETS = {"smoke": dict(repeats=1, prompts=2, group=4, updates=2, longest=64, small=True)}
+SMOKE = dict(repeats=1, prompts_per_step=2, group_size=4, num_minibatches=2, longest=64, small=True)
 
 
 @dataclass
 class Shape:
-    """A model, the lengths it works on (P prompt tokens, R response tokens) and the dtypes in which MLE and sampling are measured."""
+    """
+    A model, the lengths it works on (P prompt tokens, R response tokens) and the dtypes in which
+    MLE and sampling are measured.
+    """
 
     n_layer: int
     n_head: int
     n_embd: int
-    vocab: int
+    vocab_size: int
     P: int
     R: int
+    n_inner: int = 0  # as in ModelConfig
+    tie: bool = True
     dtypes: tuple = ("float32", "bfloat16")
 
-    def model(self, device, **changes):
-        torch.manual_seed(0)
-        config = dict(
-            vocab_size=self.vocab,
-            block_size=self.P + self.R,
-            n_layer=self.n_layer,
-            n_head=self.n_head,
-            n_kv_head=self.n_head,
-            n_embd=self.n_embd,
-        )
-        return Model(ModelConfig(**{**config, **changes})).to(device)
+    def config(self):
+        heads = self.n_head, self.n_head  # no groups of them
+        size = self.n_layer, *heads, self.n_embd, self.n_inner
+        return ModelConfig(self.vocab_size, self.P + self.R, *size, tie_embeddings=self.tie)
+
+    def model(self, device):
+        """This repository's model of this shape, with random weights."""
+        return Model(self.config()).to(device)
+
+    def batch(self, B, device):
+        """A Batch of B random prompts of P tokens, whose answers all have R tokens."""
+        prompt = torch.randint(self.vocab_size, (B, self.P), device=device)
+        prompt_len = torch.full((B,), self.P, device=device)
+        response = torch.randint(self.vocab_size, (B, self.R), device=device)
+        mask = torch.ones_like(response, dtype=torch.bool)
+        return Batch(prompt, prompt_len, response, mask, self.R)
 
     def __str__(self):
-        return f"{self.n_layer} x {self.n_embd}, {self.n_head} heads, vocabulary {self.vocab}, P {self.P}, R {self.R}"
+        return (
+            f"{self.n_layer} x {self.n_embd}, {self.n_head} heads, vocabulary {self.vocab_size}, "
+            f"P {self.P}, R {self.R}"
+        )
 
 
-SHORT, LONG = Shape(4, 4, 128, 544, 67, 64), Shape(6, 4, 256, 544, 370, 48)
-PAPER = Shape(
-    12, 12, 768, 4631, 1332, 320, ("bfloat16",)
-)  # the paper's single-step video model, with tied embeddings and a narrower SwiGLU; on a GPU only
+SHORT = Shape(4, 4, 128, 544, 67, 64)
+LONG = Shape(6, 4, 256, 544, 370, 48)
+# the paper's single-step video model, of 120,381,696 parameters; on a GPU only
+PAPER = Shape(12, 12, 768, 4633, 1332, 320, n_inner=3072, tie=False, dtypes=("bfloat16",))
+TINY = Shape(1, 2, 32, 64, 12, 8)
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Measuring
 
 
@@ -123,14 +139,13 @@ def peak_memory(function, device):
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        profile_memory=True
-    ) as recorded:  # every allocation and release; what the process shows from outside is coarser
+    # every allocation and release: what the process shows from outside is coarser
+    with torch.profiler.profile(profile_memory=True) as recorded:
         function()
-    changes = [
-        event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
-    held = highest = 0
+    events = recorded.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
+    held = 0
+    highest = 0
     for event in sorted(changes, key=lambda event: event.start_ns()):
         held += event.nbytes()
         highest = max(highest, held)
@@ -148,24 +163,31 @@ def table(title, header, rows):
     """Prints a table in Markdown."""
     rows = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
-        for row in rows
-    ]
-    print(f"\n{title}\n\n{lines[0]}\n|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    print("\n".join(lines[1:]), flush=True)
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    print("\n".join(["", title, "", lines[0], rule, *lines[1:]]), flush=True)
+
+
+def quietly(function, *arguments):
+    """Calls a function without showing what it prints."""
+    with redirect_stdout(io.StringIO()):
+        return function(*arguments)
+
+
+# ------------------------------------------------------------------------------------------------
+# Peers
 
 
 def peers(config):
     """The names in --peer. Raises BadInput for an unknown one or one that is not installed."""
     names = [one_of("peer", name, ("hf", "trl")) for name in config.peer.split(",") if name]
-    for package in {"transformers" for _ in names} | {"trl" for name in names if name == "trl"}:
-        try:
-            __import__(package)
-        except ImportError:
-            raise BadInput(
-                f"--peer={config.peer} needs the package {package}: pip install -r requirements-bench.txt"
-            ) from None
+    for package in ["transformers"] * bool(names) + ["trl"] * ("trl" in names):
+        if importlib.util.find_spec(package) is None:
+            get = "pip install -r requirements-bench.txt"
+            raise BadInput(f"--peer={config.peer} needs the package {package}: {get}")
     return names
 
 
@@ -173,181 +195,157 @@ def llama(shape, device):
     """transformers' Llama of the same shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    inner = ModelConfig(n_embd=shape.n_embd, n_head=shape.n_head, n_kv_head=shape.n_head).n_inner
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocab,
-            hidden_size=shape.n_embd,
-            intermediate_size=inner,
-            num_hidden_layers=shape.n_layer,
-            num_attention_heads=shape.n_head,
-            num_key_value_heads=shape.n_head,
-            tie_word_embeddings=True,
-            max_position_embeddings=shape.P + shape.R,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    ).to(device)
+    size = dict(num_hidden_layers=shape.n_layer, hidden_size=shape.n_embd)
+    size.update(num_attention_heads=shape.n_head, num_key_value_heads=shape.n_head)
+    size.update(intermediate_size=shape.config().n_inner, tie_word_embeddings=shape.tie)
+    size.update(vocab_size=shape.vocab_size, max_position_embeddings=shape.P + shape.R)
+    # nothing ends an answer
+    config = LlamaConfig(**size, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    return LlamaForCausalLM(config).to(device)
 
 
 class GPT(nn.Module):
-    """nanoGPT's network in torch's own parts, called as gpt(tokens [B, T + 1]) -> loss: what an ordinary training step costs on this machine."""
+    """
+    nanoGPT's network in torch's own parts, called as gpt(tokens [B, T + 1]) -> loss: what an
+    ordinary training step costs on this machine.
+    """
 
     def __init__(self, shape):
         super().__init__()
-        self.heads, C = shape.n_head, shape.n_embd
-        self.embed, self.place = nn.Embedding(shape.vocab, C), nn.Embedding(shape.P + shape.R, C)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                dict(
-                    norm1=nn.LayerNorm(C, bias=False),
-                    qkv=nn.Linear(C, 3 * C, bias=False),
-                    out=nn.Linear(C, C, bias=False),
-                    norm2=nn.LayerNorm(C, bias=False),
-                    up=nn.Linear(C, 4 * C, bias=False),
-                    down=nn.Linear(4 * C, C, bias=False),
-                )
-            )
-            for _ in range(shape.n_layer)
-        )
+        C = shape.n_embd
+        # two matrices with as many numbers as the SwiGLU's three, where that is not of usual width
+        width = 3 * shape.n_inner // 2 if shape.n_inner else 4 * C
+        self.n_head = shape.n_head
+        self.embed = nn.Embedding(shape.vocab_size, C)
+        self.place = nn.Embedding(shape.P + shape.R, C)
+        self.blocks = nn.ModuleList()
+        for _ in range(shape.n_layer):
+            sizes = {"qkv": (C, 3 * C), "out": (C, C), "up": (C, width), "down": (width, C)}
+            block = nn.ModuleDict({n: nn.Linear(*size, bias=False) for n, size in sizes.items()})
+            block.update({n: nn.LayerNorm(C, bias=False) for n in ("norm1", "norm2")})
+            self.blocks.append(block)
         self.norm = nn.LayerNorm(C, bias=False)
+        self.head = nn.Linear(C, shape.vocab_size, bias=False)
+        if shape.tie:
+            self.head.weight = self.embed.weight
 
     def forward(self, tokens):
         x = self.embed(tokens[:, :-1])
         B, T, C = x.shape
         x = x + self.place.weight[:T]
         for block in self.blocks:
-            q, k, v = (
-                block["qkv"](block["norm1"](x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            )
+            qkv = block["qkv"](block["norm1"](x)).view(B, T, 3, self.n_head, -1)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + block["out"](y.transpose(1, 2).reshape(B, T, C))
             x = x + block["down"](F.gelu(block["up"](block["norm2"](x))))
-        logits = F.linear(self.norm(x), self.embed.weight)  # tied, as nanoGPT's
+        logits = self.head(self.norm(x))
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # The parts
 
 
 def bench_mle(config, device):
-    """Training steps on plain sequences (forward, backward, AdamW), beside nanoGPT's network with as many parameters, within 1 %."""
-    shapes = (
-        [(Shape(1, 2, 32, 64, 1, 15), 2)]
-        if config.small
-        else [(Shape(4, 4, 128, 544, 1, 127), 64), (Shape(6, 6, 384, 2048, 1, 255), 12)]
-    )
-    if device.type == "cuda" and not config.small:
+    """
+    Training steps on plain sequences (forward, backward, AdamW), beside nanoGPT's network with as
+    many parameters, within about 1 %.
+    """
+    shapes = [(Shape(4, 4, 128, 544, 1, 127), 64), (Shape(6, 6, 384, 2048, 1, 255), 12)]
+    if device.type == "cuda":
         shapes.append((replace(PAPER, P=1, R=PAPER.P + PAPER.R - 1), 16))
+    if config.small:
+        shapes = [(replace(TINY, P=1, R=15), 2)]
     rows = []
     for shape, batch in shapes:
-        tokens = torch.randint(0, shape.vocab, (batch, shape.R + 1), device=device)
-        mask = torch.ones(batch, 1, shape.R, dtype=torch.bool, device=device)
-        length = torch.ones(batch, dtype=torch.long, device=device)
-        ours, gpt = shape.model(device), GPT(shape).to(device)
-        losses = {
-            ours: lambda: (
-                -ours(tokens[:, :1], length, tokens[:, None, 1:], mask, entropy=False)[0].mean()
-            ),
-            gpt: lambda: gpt(tokens),
-        }
-        if "hf" in peers(config):
-            theirs = llama(shape, device)
-            losses[theirs] = lambda: theirs(input_ids=tokens, labels=tokens).loss
+        tokens = torch.randint(shape.vocab_size, (batch, shape.R + 1), device=device)
+        models = mle_models(config, shape, tokens)
+        ours = models[0][0]
+        # FLOP of a token, forward and backward (PaLM, appendix B); looking up a row costs nothing
+        matrices = ours.num_parameters() - (0 if shape.tie else ours.embed.weight.numel())
+        flops = 6 * matrices + 12 * shape.n_layer * shape.n_embd * shape.R
         for dtype in shape.dtypes:
-            context = autocast(device, dtype)
+            precision = autocast(device, dtype)
             speeds = []
-            for model, loss in losses.items():
+            for model, loss in models:
                 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
                 def step():
-                    with context:
+                    with precision:
                         value = loss()
                     value.backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
 
                 speeds.append(tokens.numel() / seconds(step, max(5, config.repeats), device))
-            flops = (
-                6 * ours.num_parameters() + 12 * shape.n_layer * shape.n_embd * shape.R
-            )  # a token, forward and backward (PaLM, appendix B)
-            share = flops * speeds[0] / matrix_peak(getattr(torch, dtype), device, config.repeats)
-            others = [
-                cell
-                for speed in speeds[1:]
-                for cell in (f"{speed:,.0f}", f"{speeds[0] / speed:.2f}")
-            ]
-            rows.append(
-                [
-                    f"{shape.n_layer} x {shape.n_embd}, {batch} x {shape.R + 1} tokens",
-                    dtype,
-                    f"{ours.num_parameters():,}",
-                    f"{speeds[0]:,.0f}",
-                    f"{share:.0%}",
-                    *others,
-                ]
-            )
-    table(
-        "Maximum likelihood",
-        ["shape", "dtype", "parameters", "tokens/s", "of matrix peak", "nanoGPT's network", "ratio"]
-        + ["transformers", "ratio"] * ("hf" in peers(config)),
-        rows,
-    )
+            own = speeds[0]
+            peak = matrix_peak(getattr(torch, dtype), device, config.repeats)
+            row = [f"{shape.n_layer} x {shape.n_embd}, {batch} x {shape.R + 1} tokens", dtype]
+            row += [f"{ours.num_parameters():,}", f"{own:,.0f}", f"{flops * own / peak:.0%}"]
+            for speed in speeds[1:]:
+                row += [f"{speed:,.0f}", f"{own / speed:.2f}"]
+            rows.append(row)
+    header = ["shape", "dtype", "parameters", "tokens/s", "of matrix peak"]
+    header += ["nanoGPT's network", "ratio"] + ["transformers", "ratio"] * ("hf" in peers(config))
+    table("Maximum likelihood", header, rows)
+
+
+def mle_models(config, shape, tokens):
+    """[(model, its loss as a function of nothing)] on tokens [B, R + 1]: ours, then the peers."""
+    device = tokens.device
+    B, T = tokens.shape
+    ours = shape.model(device)
+    gpt = GPT(shape).to(device)
+    length = torch.ones(B, dtype=torch.long, device=device)
+    mask = torch.ones(B, 1, T - 1, dtype=torch.bool, device=device)
+
+    def loss():
+        return -ours(tokens[:, :1], length, tokens[:, None, 1:], mask, entropy=False)[0].mean()
+
+    models = [(ours, loss), (gpt, lambda: gpt(tokens))]
+    if "hf" in peers(config):
+        theirs = llama(shape, device)
+        models.append((theirs, lambda: theirs(input_ids=tokens, labels=tokens).loss))
+    return models
 
 
 def bench_sampling(config, device):
-    """G responses of full length to each prompt, beside transformers' generate in the same dtype."""
+    """G responses of full length to each prompt, beside transformers' generate."""
+    B, G = config.prompts_per_step, config.group_size
+    shapes = [SHORT, LONG] + [PAPER] * (device.type == "cuda")
     rows = []
-    for shape in (
-        [Shape(1, 2, 32, 64, 12, 8)]
-        if config.small
-        else [SHORT, LONG] + [PAPER] * (device.type == "cuda")
-    ):
-        model, tokens = shape.model(device).eval(), config.prompts * config.group * shape.R
-        prompt = torch.randint(0, shape.vocab, (config.prompts, shape.P), device=device)
-        length = torch.full((config.prompts,), shape.P, device=device)
-        theirs, repeated = (
-            llama(shape, device).eval() if "hf" in peers(config) else None,
-            prompt.repeat_interleave(config.group, 0),
-        )
+    for shape in [TINY] if config.small else shapes:
+        model = shape.model(device)
+        theirs = llama(shape, device).eval() if "hf" in peers(config) else None
+        batch = shape.batch(B, device)
         for dtype in shape.dtypes:
+            precision = autocast(device, dtype)
+            samplers = [lambda: sample(model, batch, G, precision)]
+            if theirs is not None:
+                samplers.append(lambda: sample_llama(theirs, batch, G, precision))
+            tokens = B * G * shape.R
+            speeds = [tokens / seconds(sampler, config.repeats, device) for sampler in samplers]
+            row = [shape, dtype, *(f"{speed:,.0f}" for speed in speeds)]
+            rows.append(row + [f"{speeds[0] / speed:.1f}" for speed in speeds[1:]])
+    header = ["shape", "dtype", "tokens/s"] + ["generate", "ratio"] * ("hf" in peers(config))
+    table(f"Sampling, {B} x {G}", header, rows)
 
-            def ours():
-                with autocast(device, dtype):
-                    model.sample(prompt, length, config.group, shape.R)
 
-            def generate():
-                with torch.no_grad(), autocast(device, dtype):
-                    theirs.generate(
-                        input_ids=repeated,
-                        attention_mask=torch.ones_like(repeated),
-                        do_sample=True,
-                        temperature=1.0,
-                        top_k=0,
-                        top_p=1.0,
-                        max_new_tokens=shape.R,
-                        min_new_tokens=shape.R,
-                    )
+def sample(model, batch, G, precision):
+    with precision:
+        generate(model, batch, G)
 
-            speeds = [
-                tokens / seconds(function, config.repeats, device)
-                for function in (ours, generate)[: 1 + (theirs is not None)]
-            ]
-            rows.append(
-                [
-                    shape,
-                    dtype,
-                    *(f"{speed:,.0f}" for speed in speeds),
-                    *(f"{speeds[0] / speed:.1f}" for speed in speeds[1:]),
-                ]
-            )
-    table(
-        f"Sampling, {config.prompts} x {config.group}",
-        ["shape", "dtype", "tokens/s"] + ["generate", "ratio"] * ("hf" in peers(config)),
-        rows,
-    )
+
+@torch.no_grad()
+def sample_llama(model, batch, G, precision):
+    """The same with transformers: as many tokens, from the full distribution."""
+    prompt = batch.prompt.repeat_interleave(G, 0)
+    R = batch.response_len
+    how = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    how.update(max_new_tokens=R, min_new_tokens=R, attention_mask=torch.ones_like(prompt))
+    with precision:
+        model.generate(input_ids=prompt, **how)
 
 
 def bench_reward(config, device):
@@ -355,172 +353,129 @@ def bench_reward(config, device):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, prepare in (("textgame", textgame), ("webnav", webnav)):
-            quietly(prepare.main, ["--preset=smoke", f"--out={folder}/{name}"])
+            sizes = [f"--{n}={value}" for n, value in prepare.SMOKE.items()]
+            quietly(prepare.main, [*sizes, f"--out={folder}/{name}"])
             world = load_world(f"{folder}/{name}", device)
-            numbers = list(range(min(32, len(world.records["train"]))))
-            batch = world.batch("train", numbers)
-            wrong = world.batch("train", numbers[1:] + numbers[:1])
-            R = min(batch.response.size(1), wrong.response.size(1))
-            tokens = torch.stack(
-                [batch.response[:, :R], wrong.response[:, :R]] * 8, dim=1
-            )  # [B, G, R]
-            tokens[:, 2:, 0] = torch.randint(
-                0, world.vocab_size - 1, tokens[:, 2:, 0].shape, device=device
-            )  # no two alike: nothing is scored once for many
+            batch, tokens = answers(world)
             for metric in world.metrics:
-                taken = seconds(
-                    lambda: world.score(batch, tokens, [metric]), config.repeats, device
-                )
-                rows.append([name, metric, f"{tokens[..., 0].numel() / taken:,.0f} responses"])
-    a, b = (torch.rand(16 if config.small else 256, 3, 64, 64, device=device) for _ in range(2))
+                score = lambda: world.score(batch, tokens, [metric])
+                speed = tokens[..., 0].numel() / seconds(score, config.repeats, device)
+                rows.append([name, metric, f"{speed:,.0f} responses"])
+    shape = 16 if config.small else 256, 3, 64, 64
+    a = torch.rand(shape, device=device)
+    b = torch.rand(shape, device=device)
     for metric in (rewards.mae, rewards.mse, rewards.psnr, rewards.ssim):
-        rows.append(
-            [
-                "video, 64x64",
-                metric.__name__,
-                f"{len(a) / seconds(lambda: metric(a, b), config.repeats, device):,.0f} frames",
-            ]
-        )
+        speed = len(a) / seconds(lambda: metric(a, b), config.repeats, device)
+        rows.append(["video, 64x64", metric.__name__, f"{speed:,.0f} frames"])
     table("Rewards", ["world", "metric", "per second"], rows)
 
 
-def quietly(function, *arguments):
-    """Calls a function without showing what it prints."""
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return function(*arguments)
-
-
-def digits_world(folder, shape):
-    """A text world whose prompts have exactly P tokens and whose longest response has R: digits stand alone, and words fill the vocabulary."""
-    generator = torch.Generator().manual_seed(0)
-
-    def digits(n):
-        return "".join(map(str, torch.randint(0, 10, (n,), generator=generator).tolist()))
-
-    words = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(shape.vocab - 257)]
-    filler = [
-        "".join(words[i : i + 4]) for i in range(0, len(words), 4)
-    ]  # words have no blanks in front, so each pair of letters is one merge
-    records = [{"prompt": digits(shape.P), "response": digits(shape.R - 1)} for _ in range(64)]
-    train = (
-        records + [{"prompt": f"{word},{word}"[: shape.P], "response": "1"} for word in words] * 2
-        if filler
-        else records
-    )
-    quietly(
-        write_text_world,
-        folder,
-        "text",
-        {"train": train, "val": records[:8], "test": records[:8]},
-        shape.vocab,
-    )
-
-
-def script(folder, *command):
-    """Runs a script of the repository in a folder; raises BadInput with the end of what it printed if it fails."""
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")
-    }
-    done = subprocess.run(
-        [sys.executable, str(ROOT / command[0]), *command[1:]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode:
-        raise BadInput(f"{' '.join(command)} failed: {done.stderr[-500:]}")
+def answers(world):
+    """
+    A Batch of up to 32 training records and tokens [B, 16, R]: 16 answers to each, by turns its own
+    and its neighbour's.
+    """
+    numbers = list(range(min(32, len(world.records["train"]))))
+    batch = world.batch("train", numbers)
+    wrong = world.batch("train", numbers[1:] + numbers[:1])
+    R = min(batch.response.size(1), wrong.response.size(1))
+    tokens = torch.stack([batch.response[:, :R], wrong.response[:, :R]] * 8, dim=1)
+    # no two alike behind the first two: nothing is scored once for many
+    first = tokens[:, 2:, 0]
+    tokens[:, 2:, 0] = torch.randint(world.vocab_size - 1, first.shape, device=first.device)
+    return batch, tokens
 
 
 def bench_grpo(config, device):
     """Whole steps of train_rlvr.py: sampling, reward, reference, update."""
+    phases = "sampling", "scoring", "reference", "update"
+    trl = "trl" in peers(config)
     rows = []
-    for shape in [Shape(1, 2, 32, 300, 12, 8)] if config.small else [SHORT, LONG]:
-        with tempfile.TemporaryDirectory() as folder:
-            digits_world(Path(folder) / "world", shape)
-            common = ["--world=world", f"--device={config.device}"]
-            script(
-                folder,
-                "train_mle.py",
-                *common,
-                f"--n_layer={shape.n_layer}",
-                f"--n_head={shape.n_head}",
-                f"--n_kv_head={shape.n_head}",
-                f"--n_embd={shape.n_embd}",
-                "--look_back=false",
-                "--steps=1",
-                "--lr=0",
-                "--batch_size=4",
-                "--eval_records=2",
-                "--eval_every=100",
-            )
-            script(
-                folder,
-                "train_rlvr.py",
-                *common,
-                f"--steps={config.repeats + 2}",
-                f"--prompts={config.prompts}",
-                f"--group={config.group}",
-                f"--updates={config.updates}",
-                "--reward=line_f1",
-                "--kl=0.001",
-                f"--micro_batch={config.prompts}",
-                "--eval_every=1000",
-                "--eval_records=2",
-                f"--dtype={config.dtype}",
-                "--init_from=out/world-mle/last.pt",
-            )
-            lines = [
-                json.loads(line)
-                for line in (Path(folder) / "out/world-rlvr/metrics.jsonl").read_text().splitlines()
-            ]
-        steps = [line for line in lines if "update_s" in line][2:]  # the first two warm up
-        parts = [
+    for shape in [replace(TINY, vocab_size=300)] if config.small else [SHORT, LONG]:
+        steps = grpo_steps(config, shape)
+        length, *parts = (
             statistics.median(step[name] for step in steps)
-            for name in ("sampling_s", "scoring_s", "reference_s", "update_s")
-        ]
-        cells = [
-            shape,
-            f"{statistics.median(step['length'] for step in steps):.0f}",
-            *(f"{part:.2f}" for part in parts),
-            f"{sum(parts):.2f}",
-        ]
-        if "trl" in peers(config):
-            other = trl_step(config, shape, device)
-            cells += [f"{other:.2f}", f"{other / sum(parts):.1f}"]
-        rows.append(cells)
-    table(
-        f"A GRPO step, {config.prompts} x {config.group}, {config.updates} updates, {config.dtype}: seconds",
-        ["shape", "tokens", "sampling", "reward", "reference", "update", "step"]
-        + ["TRL", "ratio"] * ("trl" in peers(config)),
-        rows,
-    )
+            for name in ("length", *(f"{phase}_s" for phase in phases))
+        )
+        row = [shape, f"{length:.0f}", *(f"{part:.2f}" for part in (*parts, sum(parts)))]
+        if trl:
+            theirs = trl_step(config, shape, device)
+            row += [f"{theirs:.2f}", f"{theirs / sum(parts):.1f}"]
+        rows.append(row)
+    header = ["shape", "tokens", "sampling", "reward", "reference", "update", "step"]
+    size = f"{config.prompts_per_step} x {config.group_size}, {config.num_minibatches} updates"
+    title = f"A GRPO step, {size}, {config.dtype}: seconds"
+    table(title, header + ["TRL", "ratio"] * trl, rows)
+
+
+def grpo_steps(config, shape):
+    """The lines of train_rlvr.py's metrics.jsonl, a step each, behind two that warm up."""
+    B = config.prompts_per_step
+    with tempfile.TemporaryDirectory() as folder:
+        quietly(digits_world, f"{folder}/world", shape)
+        both = dict(world=f"{folder}/world", out=folder, eval_every=1000, eval_records=2)
+        both.update(device=config.device, threads=config.threads)
+        # likelihood training only makes the checkpoint that the other starts from
+        mle = dict(n_layer=shape.n_layer, n_embd=shape.n_embd, look_back=False)
+        mle.update(n_head=shape.n_head, n_kv_head=shape.n_head, steps=1, lr=0, batch_size=4)
+        run_script("train_mle.py", both | mle)
+        rlvr = dict(init_from=f"{folder}/world-mle/last.pt", steps=config.repeats + 2)
+        rlvr.update(prompts_per_step=B, group_size=config.group_size, micro_batch_size=B)
+        rlvr.update(num_minibatches=config.num_minibatches, dtype=config.dtype)
+        rlvr.update(reward="line_f1", kl_coef=0.001)
+        run_script("train_rlvr.py", both | rlvr)
+        text = Path(folder, "world-rlvr", "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [line for line in lines if "update_s" in line][2:]
+
+
+def digits_world(folder, shape):
+    """
+    Writes a text world whose prompts have exactly P tokens and whose longest response has R: digits
+    stand alone, and words fill the vocabulary.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def digits(n):
+        return "".join(map(str, torch.randint(10, (n,), generator=generator).tolist()))
+
+    records = [{"prompt": digits(shape.P), "response": digits(shape.R - 1)} for _ in range(64)]
+    # words have no blanks in front, so that each pair of letters is one merge
+    words = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(shape.vocab_size - 257)]
+    filler = [{"prompt": f"{word},{word}", "response": "1"} for word in words]
+    splits = {"train": records + 2 * filler, "val": records[:8], "test": records[:8]}
+    write_text_world(folder, "own", load_task("own"), splits, shape.vocab_size)
+
+
+def run_script(name, options):
+    """
+    Runs a script of the repository as a process of its own, with options {name: value}. Raises
+    BadInput with the end of what it printed if it fails.
+    """
+    # SMOKE would put other sizes in the place of those that are measured
+    apart = {"SMOKE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+    environment = {key: value for key, value in os.environ.items() if key not in apart}
+    command = [sys.executable, str(ROOT / name), *(f"--{n}={v}" for n, v in options.items())]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise BadInput(f"{' '.join(command)} failed: {done.stderr[-500:].strip()}")
 
 
 def trl_step(config, shape, device):
-    """Seconds of TRL's GRPOTrainer for one rollout batch and its updates, on the same shape and numbers."""
+    """
+    Seconds of TRL's GRPOTrainer for one rollout batch and its updates, on the same shape and
+    numbers.
+    """
     from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    words = {f"w{i}": i for i in range(shape.vocab)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="w0", eos_token="w1", padding_side="left"
-    )
-    generator = torch.Generator().manual_seed(0)
-    prompts = [
-        " ".join(
-            f"w{i}" for i in torch.randint(2, shape.vocab, (shape.P,), generator=generator).tolist()
-        )
-        for _ in range(64)
-    ]
-    times, steps = [], (config.repeats + 2) * config.updates
+    updates = config.num_minibatches
+    steps = (config.repeats + 2) * updates
+    responses = config.prompts_per_step * config.group_size
+    ids = torch.randint(2, shape.vocab_size, (64, shape.P)).tolist()
+    prompts = [" ".join(f"w{i}" for i in row) for row in ids]
+    times = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_, **__):
@@ -529,60 +484,53 @@ def trl_step(config, shape, device):
         def on_train_end(self, *_, **__):
             times.append(time.perf_counter())
 
-    responses = config.prompts * config.group
     with tempfile.TemporaryDirectory() as folder:
-        llama(shape, device).save_pretrained(
-            f"{folder}/model"
-        )  # TRL loads the reference model from where the policy came from
-        arguments = GRPOConfig(
-            output_dir=folder,
-            model_init_kwargs={"dtype": "float32"},
-            per_device_train_batch_size=responses // config.updates,
-            steps_per_generation=config.updates,
-            num_generations=config.group,
-            max_completion_length=shape.R,
-            beta=0.001,
-            temperature=1.0,
-            top_k=0,
-            learning_rate=1e-6,
-            max_steps=steps,
-            logging_steps=10**6,
-            report_to=[],
-            save_strategy="no",
-            use_cpu=device.type == "cpu",
-            bf16=config.dtype == "bfloat16",
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            generation_kwargs={"min_new_tokens": shape.R},
-        )
+        # TRL loads the reference model from where the policy came from
+        llama(shape, device).save_pretrained(f"{folder}/model")
+        size = dict(num_generations=config.group_size, steps_per_generation=updates)
+        size.update(per_device_train_batch_size=responses // updates, max_steps=steps)
+        size.update(max_completion_length=shape.R, generation_kwargs={"min_new_tokens": shape.R})
+        how = dict(beta=0.001, learning_rate=1e-6, temperature=1.0, top_k=0)
+        how.update(bf16=config.dtype == "bfloat16", model_init_kwargs={"dtype": "float32"})
+        how.update(use_cpu=device.type == "cpu", gradient_checkpointing=False)
+        silent = dict(logging_steps=10**6, report_to=[], save_strategy="no", disable_tqdm=True)
         trainer = GRPOTrainer(
             model=f"{folder}/model",
             reward_funcs=lambda completions, **_: [float(len(set(c))) for c in completions],
-            args=arguments,
+            args=GRPOConfig(output_dir=folder, **size, **how, **silent),
             train_dataset=Dataset.from_dict({"prompt": prompts}),
-            processing_class=tokenizer,
+            processing_class=word_tokenizer(shape.vocab_size),
             callbacks=[Clock()],
         )
         quietly(trainer.train)
-    per_batch = [
-        times[i + config.updates] - times[i]
-        for i in range(2 * config.updates, steps, config.updates)
-    ]
-    return statistics.median(per_batch)
+    # the first two rollout batches warm up
+    starts = range(2 * updates, steps, updates)
+    return statistics.median(times[i + updates] - times[i] for i in starts)
 
 
-def one_update(model, B, G, P, R, context, device):
-    """A function that runs one grouped forward and backward pass."""
-    prompt = torch.randint(0, model.config.vocab_size, (B, P), device=device)
-    response = torch.randint(0, model.config.vocab_size, (B, G, R), device=device)
-    length, mask = (
-        torch.full((B,), P, device=device),
-        torch.ones(B, G, R, dtype=torch.bool, device=device),
+def word_tokenizer(vocab_size):
+    """transformers' tokenizer of the words w0 (padding), w1 (the end), w2, ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="w0", eos_token="w1", padding_side="left"
     )
 
+
+def one_update(model, batch, G, precision):
+    """A function that runs one grouped forward and backward pass."""
+    B, R = batch.response.shape
+    device = batch.prompt.device
+    response = torch.randint(model.config.vocab_size, (B, G, R), device=device)
+    mask = torch.ones_like(response, dtype=torch.bool)
+
     def run():
-        with context:
-            loss = model(prompt, length, response, mask)[0].mean()
+        with precision:
+            loss = model(batch.prompt, batch.prompt_len, response, mask)[0].mean()
         loss.backward()
         model.zero_grad(set_to_none=True)
 
@@ -590,102 +538,86 @@ def one_update(model, B, G, P, R, context, device):
 
 
 def sampling_and_update(config, device, shape, B, G):
-    """[tokens/s of sampling, seconds of sampling, seconds of forward and backward] for B prompts and G responses each."""
-    model, context = shape.model(device), autocast(device, config.dtype)
-    prompt, length = (
-        torch.randint(0, shape.vocab, (B, shape.P), device=device),
-        torch.full((B,), shape.P, device=device),
-    )
-
-    def sample():
-        with context:
-            model.sample(prompt, length, G, shape.R)
-
-    sampling = seconds(sample, config.repeats, device)
-    update = seconds(
-        one_update(model, B, G, shape.P, shape.R, context, device), config.repeats, device
-    )
+    """
+    [tokens/s of sampling, seconds of sampling, seconds of forward and backward] for B prompts and G
+    responses each.
+    """
+    model = shape.model(device)
+    batch = shape.batch(B, device)
+    precision = autocast(device, config.dtype)
+    sampling = seconds(lambda: sample(model, batch, G, precision), config.repeats, device)
+    update = seconds(one_update(model, batch, G, precision), config.repeats, device)
     return [f"{B * G * shape.R / sampling:,.0f}", f"{sampling:.2f}", f"{update:.2f}"]
 
 
 def bench_group(config, device):
-    """The same number of responses, more of them to each prompt: the prompt's share of the work shrinks with 1/G."""
-    shape = Shape(1, 2, 32, 64, 12, 8) if config.small else Shape(4, 4, 128, 544, 370, 48)
+    """
+    The same number of responses, more of them to each prompt: the prompt's share of the work
+    shrinks with 1/G.
+    """
+    shape = TINY if config.small else Shape(4, 4, 128, 544, 370, 48)
     total = 16 if config.small else 256
-    rows = [
-        [G, total // G, *sampling_and_update(config, device, shape, total // G, G)]
-        for G in (4, 8, 16, 32, 64)
-        if G <= total
-    ]
-    table(
-        f"{total} responses, {shape}",
-        ["group", "prompts", "sampling tokens/s", "sampling s", "forward + backward s"],
-        rows,
-    )
+    rows = []
+    for G in (4, 8, 16, 32, 64):
+        if G <= total:
+            B = total // G
+            rows.append([G, B, *sampling_and_update(config, device, shape, B, G)])
+    header = ["group", "prompts", "sampling tokens/s", "sampling s", "forward + backward s"]
+    table(f"{total} responses, {shape}", header, rows)
 
 
 def bench_prompt(config, device):
     """Longer prompts."""
+    shape = TINY if config.small else Shape(4, 4, 128, 544, 64, 48)
+    B, G = config.prompts_per_step // 2, config.group_size
     rows = []
     for P in (64, 128, 256, 512, 1024, 2048):
         if P <= config.longest:
-            shape = Shape(1, 2, 32, 64, P, 8) if config.small else Shape(4, 4, 128, 544, P, 48)
-            rows.append(
-                [P, *sampling_and_update(config, device, shape, config.prompts // 2, config.group)]
-            )
-    table(
-        f"{config.prompts // 2} x {config.group} responses of {shape.R} tokens, by prompt length",
-        ["prompt", "sampling tokens/s", "sampling s", "forward + backward s"],
-        rows,
-    )
+            rows.append([P, *sampling_and_update(config, device, replace(shape, P=P), B, G)])
+    header = ["prompt", "sampling tokens/s", "sampling s", "forward + backward s"]
+    table(f"{B} x {G} responses of {shape.R} tokens, by prompt length", header, rows)
 
 
 def bench_memory(config, device):
-    """The vocabulary-wide rows exist for a chunk of positions at a time: memory grows with the chunk, not with vocabulary times batch."""
-    vocab = 1000 if config.small else 151936
+    """
+    The vocabulary-wide rows exist for a chunk of positions at a time: memory grows with the chunk,
+    not with vocabulary times batch.
+    """
+    shape = Shape(4, 4, 128, 1000 if config.small else 151936, 67, 64)
+    model = shape.model(device)
+    batch = shape.batch(1, device)
     rows = []
-    for positions in (256, 512, 1024) if not config.small else (64,):
-        shape = Shape(4, 4, 128, vocab, 67, 64)
-        model = shape.model(device)
-        run = one_update(
-            model, 1, positions // 64, shape.P, shape.R, autocast(device, config.dtype), device
-        )
+    for positions in (64,) if config.small else (256, 512, 1024):
+        G = positions // shape.R
+        run = one_update(model, batch, G, autocast(device, config.dtype))
         run()
         taken = peak_memory(run, device)
-        whole = 4 * positions * vocab
+        whole = 4 * positions * shape.vocab_size
         rows.append([f"{positions:,}", f"{whole / 2**30:.2f}", f"{taken / 2**30:.2f}"])
-    table(
-        f"Memory of an update, 4 x 128, vocabulary {vocab:,}: GiB beyond weights and optimizer",
-        ["response positions", "one fp32 [positions, vocabulary]", "peak, gradients included"],
-        rows,
-    )
+    size = f"{shape.n_layer} x {shape.n_embd}, vocabulary {shape.vocab_size:,}"
+    header = ["response positions", "one fp32 [positions, vocabulary]", "peak, gradients included"]
+    table(f"Memory of an update, {size}: GiB beyond weights and optimizer", header, rows)
+
+
+PARTS = dict(mle=bench_mle, sampling=bench_sampling, reward=bench_reward, grpo=bench_grpo)
+PARTS.update(group=bench_group, prompt=bench_prompt, memory=bench_memory)
 
 
 def main(argv):
-    config = parse_config(Config, argv, PRESETS)
-    device, *_ = start_processes(config.device, config.seed)
+    config = parse_config(Config, argv, SMOKE)
+    device, *_ = start_processes(config)
     chosen = [one_of("part", name, PARTS) for name in config.only.split(",") if name] or PARTS
     peers(config)
-    if is_main_process():
-        name = (
-            torch.cuda.get_device_name()
-            if device.type == "cuda"
-            else f"{torch.get_num_threads()} CPU threads"
-        )
-        print(
-            f"torch {torch.__version__}, {name}; matrix product: {matrix_peak(torch.float32, device, 5) / 1e9:,.0f} GFLOP/s fp32, "
-            f"{matrix_peak(torch.bfloat16, device, 5) / 1e9:,.0f} bf16"
-        )
-    for part in chosen:
-        {
-            "mle": bench_mle,
-            "sampling": bench_sampling,
-            "reward": bench_reward,
-            "grpo": bench_grpo,
-            "group": bench_group,
-            "prompt": bench_prompt,
-            "memory": bench_memory,
-        }[part](config, device)
+    machine = f"{torch.get_num_threads()} CPU threads"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name()
+    fp32, bf16 = (matrix_peak(t, device, 5) / 1e9 for t in (torch.float32, torch.bfloat16))
+    print(
+        f"torch {torch.__version__}, {machine}; matrix product: {fp32:,.0f} GFLOP/s fp32, "
+        f"{bf16:,.0f} bf16"
+    )
+    for name in chosen:
+        PARTS[name](config, device)
 
 
 if __name__ == "__main__":

@@ -77,15 +77,20 @@ def option(default, *allowed):
 
 
 def print_help(config_class):
-    """Prints the script's docstring, and its options with defaults, choices and comments."""
+    """Prints the script's docstring, and its options with defaults, allowed values and comments."""
     print((sys.modules[config_class.__module__].__doc__ or "").strip())
     print("\noptions, with their defaults:")
     source = inspect.getsource(config_class)
     for field in dataclasses.fields(config_class):
-        comment = re.search(rf"^    {field.name}: .*?(?:  # (.*))?$", source, re.M)[1] or ""
-        words = [word for word in field.metadata.get("allowed", ()) if isinstance(word, str)]
-        choices = f" ({', '.join(words)})" if words else ""
-        print(f"  --{field.name}={field.default!s:<22} {comment}{choices}")
+        # the comment behind the field, or else the one before it
+        behind = re.search(rf"^    {field.name}: .*  # (.*)$", source, re.M)
+        above = re.search(rf"((?:^    # .*\n)*)^    {field.name}: ", source, re.M)
+        comment = behind[1] if behind else " ".join(above[1].replace("    # ", "").split("\n"))
+        allowed = field.metadata.get("allowed", ())
+        words = isinstance(field.default, str)
+        values = ", ".join(allowed) if words else " to ".join(f"{end:g}" for end in allowed)
+        values = f" ({values})" if allowed else ""
+        print(f"  --{field.name}={field.default}".ljust(32), comment.strip() + values)
 
 
 def read_value(name, text, kind, allowed=()):
@@ -458,7 +463,7 @@ class Run:
         """Writes <folder>/<filename>."""
         if not is_main_process():
             return
-        on_cuda = torch.cuda.is_available()
+        cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         save_checkpoint(
             self.folder / filename,
             {
@@ -467,7 +472,7 @@ class Run:
                 "config": dataclasses.asdict(self.config),
                 "model_config": self.model_config,
                 "progress": {name: getattr(self, name) for name in self.PROGRESS},
-                "random": [torch.get_rng_state()] + [torch.cuda.get_rng_state()] * on_cuda,
+                "random": [torch.get_rng_state(), *cuda],
                 "log_position": self.file.tell(),
                 **{name: part.state_dict() for name, part in self.parts.items()},
             },

@@ -204,12 +204,12 @@ class Config:
     kind_power: float = option(1.0, 0.0, 10.0)  # text: a game's probability ~ (its records)^this
     permute_ids: float = option(0.0, 0.0, 1.0)  # text games: share of prompts with other uuids
     redraw: int = option(0, 0, 100)  # draws to replace prompts whose rewards are all equal
-    # the reward: a weighted sum of the world's metrics, such as strict_task or mae+0.5*ssim
-    reward: str = ""  # empty: the world's own
+    # a weighted sum of the world's metrics, such as strict_task or mae+0.5*ssim; empty: the world's
+    reward: str = ""
     select_by: str = ""  # the reward by which best.pt is chosen; empty: the one that is trained
     lpips_weights: str = ""  # folder of the public VGG16 and LPIPS weights, for the metric lpips
     # the algorithm
-    algorithm: str = option("grpo", *ALGORITHMS)
+    algorithm: str = option("grpo", *ALGORITHMS)  # what it is made of stands above
     # outcome: one advantage for a whole answer; process: each frame's tokens answer for the frames
     # from it on
     supervision: str = option("outcome", "outcome", "process")
