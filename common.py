@@ -1,6 +1,6 @@
 """
 The little that every script shares: the command line, one clear sentence for bad input, processes,
-and the Run: its folder, checkpoints, log, clock and the ways in which it ends.
+checkpoints, and the Run.
 """
 
 import contextlib
@@ -28,8 +28,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-# SMOKE=1 in the environment: every script does everything it does, in seconds, and writes to
-# out/smoke, where nothing of value lies. It is applied after all options.
+# SMOKE=1 in the environment: all that a script does, in seconds, written to out/smoke.
 SMOKE = os.environ.get("SMOKE", "") not in ("", "0")
 OUT = "out/smoke" if SMOKE else "out"
 
@@ -38,27 +37,21 @@ OUT = "out/smoke" if SMOKE else "out"
 
 
 class BadInput(Exception):
-    """
-    Something the user gave us is wrong. The message is one sentence: what is wrong, where, and what
-    to do.
-    """
+    """What the user gave us is wrong; the message is one sentence: what, where, and what to do."""
 
 
 def run_main(main, argv=None):
-    """
-    Calls main(argv) and turns BadInput into one line on stderr and exit code 2; any other error is
-    a bug and keeps its traceback.
-    """
+    """Calls main(argv); BadInput becomes one line on stderr and exit code 2. A bug stays a bug."""
     try:
         main(sys.argv[1:] if argv is None else argv)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            "stopped by Ctrl-C; what was saved is good, --resume goes on from it", file=sys.stderr
-        )
+        print("stopped by Ctrl-C; what was saved is good: --resume", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # somebody reads only the head of what is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -69,17 +62,13 @@ def run_main(main, argv=None):
 
 
 def option(default, *allowed):
-    """
-    A field of a Config: its default and what it may be, the two ends of a range (both included) or
-    the words to choose from.
-    """
+    """A field of a Config: its default, and the two ends of its range or the words it may be."""
     return dataclasses.field(default=default, metadata={"allowed": allowed})
 
 
 def print_help(config_class):
-    """Prints the script's docstring, and its options with defaults, allowed values and comments."""
-    print((sys.modules[config_class.__module__].__doc__ or "").strip())
-    print("\noptions, with their defaults:")
+    """Prints the script's docstring, and its options with defaults, comments and ranges."""
+    print(sys.modules[config_class.__module__].__doc__ + "\noptions, with their defaults:")
     source = inspect.getsource(config_class)
     for field in dataclasses.fields(config_class):
         # the comment behind the field, or else the one before it
@@ -94,11 +83,7 @@ def print_help(config_class):
 
 
 def read_value(name, text, kind, allowed=()):
-    """
-    '3e-4' -> 0.0003 and so on, for kind bool, int, float or str.
-
-    Raises BadInput if it is not of that kind or not among what the field allows (see option).
-    """
+    """'3e-4' -> 0.0003 and so on. Raises BadInput for another kind, or what is not allowed."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     try:
         number = float(text) if kind in (int, float) else 0.0
@@ -119,11 +104,9 @@ def read_value(name, text, kind, allowed=()):
 
 def parse_config(config_class, argv, smoke=None, quiet=False):
     """
-    Builds config_class from its defaults and every --name=value, and prints it in full.
-
-    smoke: {field: value} that take the place of everything else under SMOKE=1. A bare --flag means
-    true for a bool field; --help prints all fields and exits. Raises BadInput for an unknown name
-    (with the nearest one), a value of the wrong type or one that its field does not allow.
+    Builds config_class from its defaults and every --name=value, and prints it in full. smoke:
+    {field: value} that take the place of all else under SMOKE=1. A bare --flag means true for a
+    bool. Raises BadInput for an unknown name or a value that its field does not allow.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     if "--help" in argv or "-h" in argv:
@@ -174,26 +157,30 @@ def is_main_process():
 
 def start_processes(config):
     """
-    Joins the torchrun process group if there is one, picks the device, and seeds torch (each rank
-    its own), as the options device, threads, dtype and seed say.
-
-    Returns (device, rank, world_size, precision): precision is a context in which the network runs,
-    bf16 autocast or nothing. config.dtype becomes what "auto" stands for. The number of CPU threads
-    is fixed, since results differ in their last digits between numbers of threads.
+    Joins torchrun's process group if there is one, and does as the options device, threads, dtype
+    and seed say. Returns (device, rank, world_size, precision): precision is the context in which
+    the network runs, bf16 autocast or nothing. config.dtype becomes what "auto" stands for. The
+    number of threads is fixed, since results differ in their last digits between numbers of them.
     """
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    device = config.device
-    if device == "auto":
-        mps_or_cpu = "mps" if torch.backends.mps.is_available() else "cpu"
-        device = "cuda" if torch.cuda.is_available() else mps_or_cpu
+    able = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    device = config.device if config.device != "auto" else next(name for name in able if able[name])
+    if not able.get(device.partition(":")[0]):
+        there_are = ", ".join(name for name in able if able[name])
+        raise BadInput(f"--device={device}: there is no such device here (there are: {there_are})")
     if device == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+    device = torch.device(device)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
-    if device == "cpu":
+    if device.type == "cpu":
         keep_memory()
-    device = torch.device(device)
     torch.set_num_threads(config.threads)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -205,10 +192,7 @@ def start_processes(config):
 
 
 def keep_memory():
-    """
-    Tells glibc, where there is one, to keep freed memory: a training step frees and allocates the
-    same tensors over and over, and page faults cost up to half of its time on a CPU.
-    """
+    """Tells glibc to keep freed memory: page faults cost a step up to half of its time on a CPU."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
@@ -263,10 +247,8 @@ def ranks():
 
 def save_checkpoint(path, checkpoint):
     """
-    Writes a dictionary of tensors and plain values to a temporary name, flushes it to disk and
-    renames it: the file is whole or absent. The last.pt that was there becomes last-before.pt.
-
-    Raises BadInput if the disk does not take it.
+    Writes a dictionary to a temporary name, flushes it to disk and renames it: the file is whole or
+    absent. The last.pt of before becomes last-before.pt. Raises BadInput if the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -296,10 +278,8 @@ def checkpoint_path(name, out=OUT):
 
 def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle", "rlvr")):
     """
-    Reads a checkpoint, verifies its checksums and never unpickles code.
-
-    Raises BadInput if there is none (naming the command that makes one), if it is torn, if any bit
-    of it has changed, or if it is of a stage that is not wanted here.
+    Reads a checkpoint, verifies its checksums and never unpickles code. Raises BadInput if there is
+    none, if any bit of it has changed, or if it is of a stage that is not wanted here.
     """
     if not Path(path).is_file():
         raise BadInput(f"there is no checkpoint at {path} yet; make one with: {make}")
@@ -322,11 +302,7 @@ def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle
 
 
 def newest_checkpoint(path, make, stage):
-    """
-    For --resume: the checkpoint at path, or, if that is torn, the one that was there before it.
-
-    Raises BadInput if neither is good.
-    """
+    """For --resume: the checkpoint at path or, if that is torn, the one before it, or BadInput."""
     before = path.with_name("last-before.pt")
     try:
         return load_checkpoint(path, "cpu", make, (stage,))
@@ -350,15 +326,13 @@ class Run:
     One training run of any stage: its folder, checkpoints, log, clock, and how it ends.
 
         run = Run("mle", config, "textgame-mle", fingerprint)
-        run.keep(model_config, model=model, optimizer=optimizer)     # and restores them: --resume
+        run.keep(model_config, model=model, optimizer=optimizer)  # --resume puts them back here
         for step in run.steps(validate):
             ...
             run.log(("loss",), tokens, loss=loss)
 
-    step: steps done. seconds: spent in them, validation not counted. work: tokens through the
-    network, 1 for a forward pass and 3 for one with its backward pass. before: seconds and work of
-    the stages that this run builds on. best: the largest validation value, found at some step.
-    evaluated: the step of the last validation.
+    seconds: spent in steps, validation not counted. work: tokens through the network, 1 for a
+    forward pass and 3 for one with its backward pass. before: both, of earlier stages.
     """
 
     PROGRESS = ("step", "seconds", "work", "before", "best", "evaluated")
@@ -390,9 +364,9 @@ class Run:
         """Raises BadInput if a checkpoint was trained on another world than this run's."""
         world = checkpoint["world"]
         if world != self.fingerprint:
+            remedy = "name the right one with --world, or train anew"
             raise BadInput(
-                f"{path} was trained on another world ({world}, not {self.fingerprint}); name the "
-                f"right one with --world, or train anew"
+                f"{path} is of another world ({world}, not {self.fingerprint}): {remedy}"
             )
 
     def start_from(self, path, device, make, stages=("mle",)):
@@ -411,10 +385,7 @@ class Run:
             raise BadInput(f"this run was started with {given}: give the same, or another --name")
 
     def keep(self, model_config, **parts):
-        """
-        Tells what checkpoints hold: things with state_dict() and load_state_dict(). Resumed, all of
-        them and the random states are put back here, and the log is opened.
-        """
+        """Tells what checkpoints hold: things with a state_dict(). Resumed, it is put back here."""
         self.model_config = dataclasses.asdict(model_config)
         self.parts = parts
         if self.resumed:
@@ -428,23 +399,28 @@ class Run:
         self.resumed = None  # it holds a second copy of everything
 
     def open_log(self, position):
-        """
-        Opens metrics.jsonl. What stands behind position, its length when the checkpoint was saved,
-        is of steps that will be done again, and is dropped.
-        """
+        """Opens metrics.jsonl and drops what stands behind position: those steps come again."""
         if not is_main_process():
             return
+        if not position and (self.folder / "last.pt").is_file() and not SMOKE:
+            # another run of this name: nothing of the user's is lost
+            aside = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 10**6))
+            aside = next(path for path in aside if not path.exists())
+            os.replace(self.folder, aside)
+            self.tell(f"{self.folder} held another run, which is now {aside}")
         if self.config.wandb:
             try:
                 import wandb
             except ImportError:
                 raise BadInput("--wandb needs the package wandb: pip install wandb") from None
             settings = dataclasses.asdict(self.config)
-            self.wandb = wandb.init(
-                project=self.config.wandb, name=self.folder.name, config=settings
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)
+            name = self.folder.name
+            self.wandb = wandb.init(project=self.config.wandb, name=name, config=settings)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)
+        except OSError as error:
+            raise BadInput(f"cannot write to {self.folder} ({error.strerror}): --out") from None
         self.file.truncate(min(position, self.file.tell()))
         self.file.seek(0, os.SEEK_END)  # truncating does not move the place
 
@@ -479,10 +455,7 @@ class Run:
         )
 
     def rng(self, rank=0):
-        """
-        Random numbers of this step: they depend on seed, step and rank only, so that resuming is
-        exact and ranks differ.
-        """
+        """Random numbers that depend on seed, step and rank only, so that resuming is exact."""
         return np.random.default_rng([self.config.seed, self.step, rank])
 
     def rate(self):
@@ -498,11 +471,9 @@ class Run:
 
     def steps(self, validate):
         """
-        Yields the number of each step until the budget is used up, Ctrl-C or SIGTERM asks for an
-        end, or --seconds have passed, and saves.
-
-        validate() -> (value, {name: number}) is called every eval_every steps and at the end;
-        best.pt is the checkpoint with the largest value.
+        Yields each step's number, and saves, until all are done, --seconds have passed, or Ctrl-C
+        or SIGTERM came. best.pt is the one with the largest value of validate() -> (value, {name:
+        number}), which is called every eval_every steps and at the end.
         """
         config = self.config
         asked = watch_signals()
@@ -562,10 +533,7 @@ class Run:
         self.save("last.pt")
 
     def log(self, shown, tokens, **numbers):
-        """
-        Writes the numbers of the step under way, which put so many tokens through the network; the
-        names in `shown` go to the bar, too.
-        """
+        """Writes the numbers of the step under way; the names in `shown` go to the bar, too."""
         self.shown = shown
         numbers["tokens_per_second"] = tokens / max(1e-9, self.elapsed() - self.seconds)
         self.rows.append(numbers)
@@ -581,9 +549,7 @@ class Run:
     def finite(self, numbers, records):
         """
         True if all of numbers {name: float} are finite: what is not stays out of the weights.
-        records() lists the step's training records, for the message.
-
-        Raises BadInput at the third step in a row that is not.
+        Raises BadInput, naming the step's records(), at the third step in a row that is not.
         """
         wrong = ", ".join(f"{n} {value}" for n, value in numbers.items() if not np.isfinite(value))
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if wrong else 0
@@ -607,11 +573,8 @@ def work_behind(checkpoint):
 
 def watch_signals():
     """
-    From now on Ctrl-C and SIGTERM do not end the process at once: they ask its loop to save and to
-    stop after the present step.
-
-    Returns asked(), True on every rank as soon as any of them was asked. A second Ctrl-C ends the
-    process where it stands.
+    From now on Ctrl-C and SIGTERM ask the loop to save and stop after the step; a second Ctrl-C
+    ends it at once. Returns asked(), True on every rank as soon as one of them was asked.
     """
     received = []
 

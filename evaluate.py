@@ -144,6 +144,21 @@ def validation_loss(model, world, indices, precision):
     return total / count
 
 
+def validate(model, world, indices, terms, precision, temperature=0.0):
+    """
+    Judges a model under training on validation records. Returns (value, {name: number}): by value
+    the best checkpoint is chosen; it is the reward, and the likelihood between equals.
+    """
+    generator = torch.Generator(world.device).manual_seed(0)
+    names = list(dict.fromkeys([*world.metrics, *(name for _, name in terms)]))
+    decoding = Decoding(temperature)
+    scores = evaluate(model, world, "val", indices, names, decoding, generator=generator).metrics
+    reward = world.weighted_sum(terms, scores).mean().item()
+    loss = validation_loss(model, world, indices, precision)
+    means = {name: values.mean().item() for name, values in scores.items()}
+    return (reward, -loss), {"reward": reward, **means, "loss": loss}
+
+
 def validation_indices(world, n, seed=0):
     """n validation records, the same ones at every call."""
     order = np.random.default_rng(seed).permutation(len(world.records["val"]))

@@ -4,9 +4,8 @@ values are read by all G.
 
     rollout = generate(model, batch, group_size=16, temperature=1.0, generator=generator)
 
-It is the one way to sample: for rollouts, validation, tables and pictures. The batch says what its
-world demands of answers: which ids may stand where, which are given, what ends an answer, and how
-long it may be. On a GPU a whole step is recorded once as a CUDA graph and replayed.
+It is the one way to sample. The batch says what its world demands of answers: which ids may stand
+where, which are given, what ends an answer, how long it may be. On a GPU a step is a CUDA graph.
 """
 
 from dataclasses import dataclass
@@ -38,12 +37,11 @@ def generate(
     model, batch, group_size, temperature=1.0, generator=None, top_k=0, top_p=1.0, static=None
 ):
     """
-    Samples group_size responses to each prompt of a Batch.
+    Samples group_size responses to each prompt of a Batch. Returns a Rollout.
 
     temperature 0 is greedy. top_k (0: off) and top_p (1: off) are for evaluation: the returned
     log-probabilities are always those of the full legal distribution. static: many steps have the
-    same shapes, so that one can be recorded and replayed (None: on CUDA); otherwise attention reads
-    only what is there. Returns a Rollout.
+    same shapes, so that one can be recorded (None: on CUDA); else attention reads what is there.
     """
     shape = len(batch.prompt), group_size, batch.response_len
     # all random numbers at once: halving the batch, giving tokens or recording steps cannot change
@@ -64,10 +62,7 @@ def generate(
 
 
 class Sampling:
-    """
-    A rollout under way. `rows` are the prompts still being answered; a group that has ended drops
-    out, and with it its keys and values.
-    """
+    """A rollout under way. `rows` are the prompts still being answered; those done drop out."""
 
     def __init__(self, model, batch, G, choice, temperature, static):
         B, P = batch.prompt.shape
@@ -133,14 +128,10 @@ class Sampling:
         self.pick(hidden, place)
 
     def pick(self, hidden, place):
-        """
-        Chooses the tokens at `place` [1] from hidden states [b, G, C]. Done twice it leaves the
-        same behind, as recording it needs.
-        """
+        """Chooses tokens from hidden states [b, G, C]. Done twice, it leaves the same behind."""
         rows = self.rows
         allowed = self.batch.allowed_ids
-        if allowed is not None:
-            allowed = allowed.index_select(0, place)
+        allowed = None if allowed is None else allowed.index_select(0, place)
         logits = self.model.logits(hidden, allowed, self.temperature)  # [b, G, V]
         choice = self.choice(logits, rows, place)  # [b, G]
         if self.forced is not None:
@@ -159,8 +150,7 @@ class Sampling:
 
     def drop_finished(self):
         """
-        Halves the batch as often as the groups still running allow: short answers do not wait for
-        the longest. Returns whether none is running any more.
+        Halves the batch as often as the running groups allow. Returns whether none is left running.
         """
         done = self.ended[self.rows].all(1)
         still = int((~done).sum())
@@ -203,11 +193,9 @@ def choose(logits, temperature, top_k=0, top_p=1.0, point=None):
 class LayerCache:
     """
     Keys and values of one layer while sampling: the prompt's [B, K, P, D], once per prompt, and the
-    responses' [B, K, G, R, D].
-
-    place [1]: where the next token goes; end: how many response tokens the attention reads, either
-    place + 1, all there are, or, where static, some more, so that a recorded step, in which place
-    is a tensor and end a constant, can be replayed at other places.
+    responses' [B, K, G, R, D]. place [1]: where the next token goes; end: how many response tokens
+    the attention reads, place + 1 or, where static, some more, so that a recorded step, in which
+    place is a tensor and end a constant, can be replayed at other places.
     """
 
     def __init__(self, G, R, static):
@@ -237,17 +225,14 @@ class LayerCache:
 
     def keep(self, rows):
         """Drops all prompts but rows [n] (indices into the batch)."""
-        self.prompt_k = self.prompt_k[rows]
-        self.prompt_v = self.prompt_v[rows]
-        self.k = self.k[rows]
-        self.v = self.v[rows]
+        for name in ("prompt_k", "prompt_v", "k", "v"):
+            setattr(self, name, getattr(self, name)[rows])
 
 
 class Recorded:
     """
-    A function that changes tensors in place, its kernels recorded once as a CUDA graph and then
-    replayed: the host launches one thing instead of hundreds. Recording runs it once, so that it
-    must do no harm to run it again.
+    A function that changes tensors in place, recorded once as a CUDA graph and then replayed: the
+    host launches one thing instead of hundreds. It is run twice on the way, which must do no harm.
     """
 
     def __init__(self, function, *inputs):

@@ -73,39 +73,28 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        """
-        x [..., C], normed in fp32; under autocast the result is cast once, here, and not by each of
-        the matrices that read it.
-        """
+        """x [..., C], normed in fp32; under autocast the result is cast once, here."""
         normed = F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
         return normed.to(working_dtype(x))
 
 
 def rotate(x, cos, sin):
     """
-    Rotary position embedding (RoFormer, arXiv 2104.09864), halves convention.
-
-    x [N, heads, D]; cos, sin [N, 1, D], sin negative in the first half.
+    Rotary position embedding (RoFormer, arXiv 2104.09864), halves convention. x [N, heads, D];
+    cos, sin [N, 1, D], sin negative in the first half.
     """
     a, b = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin)
 
 
 def softmax(scores):
-    """
-    Over the last dimension. It computes in fp32 inside whatever comes in; autocast would also store
-    fp32, and pass it on.
-    """
+    """Over the last dimension, fp32 inside only; autocast would store fp32 and pass it on."""
     with torch.autocast(scores.device.type, enabled=False):
         return torch.softmax(scores, dim=-1)
 
 
 def attend_causal(q, k, v):
-    """
-    Attention of plain sequences, each token to itself and to what stands before it.
-
-    q [B, H, T, D]; k, v [B, K, T, D]. Returns [B, H, T, D].
-    """
+    """Attention of plain sequences: q [B, H, T, D]; k, v [B, K, T, D]. Returns [B, H, T, D]."""
     B, H, T, D = q.shape
     K = k.size(1)
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > 512:
@@ -120,8 +109,7 @@ def attend_causal(q, k, v):
 
 def attend_group(q, k, v, prompt_k, prompt_v, hide):
     """
-    Attention of the responses: two blocks of scores, against the shared prompt and against
-    themselves, under one softmax.
+    Attention of the responses: two blocks of scores, against the prompt and against themselves.
 
     q [B, K, G, M, R, D] (K key-value heads, M queries to each); k, v [B, K, G, S, D] the responses'
     own keys, of which the last R belong to the queries; prompt_k, prompt_v [B, K, P, D];
@@ -147,9 +135,8 @@ def attend_group(q, k, v, prompt_k, prompt_v, hide):
 
 def attend_group_fused(q, k, v, prompt_k, prompt_v, hide):
     """
-    The same as attend_group by torch's fused kernels, which a GPU has: the prompt's keys are copied
-    for each response, but the scores, which are larger and pass through memory several times, are
-    never written to it.
+    The same by torch's fused kernels, which a GPU has: the prompt's keys are copied for each
+    response, but the scores, which are larger, are never written to memory.
     """
     B, K, G, M, R, D = q.shape
 
@@ -249,10 +236,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """
-    A language model over transitions. Called as model(prompt, prompt_len, response, mask), it
-    returns log-probabilities and entropies.
-    """
+    """A language model over transitions; calling it scores responses, see forward()."""
 
     def __init__(self, config):
         super().__init__()
@@ -273,8 +257,7 @@ class Model(nn.Module):
             if name.startswith(("embed", "head")):
                 nn.init.normal_(parameter, std=0.02)
             elif parameter.dim() == 2:
-                # unit gain at any width; residual outputs smaller (GPT-2), so that depth does not
-                # blow up the stream
+                # unit gain at any width; residual outputs smaller with depth, as in GPT-2
                 residual = name.endswith(("o.weight", "down.weight"))
                 depth = 2 * config.n_layer if residual else 1
                 nn.init.normal_(parameter, std=1 / math.sqrt(parameter.size(1) * depth))
@@ -282,10 +265,7 @@ class Model(nn.Module):
                 nn.init.zeros_(parameter)
 
     def compile_blocks(self, **options):
-        """
-        torch.compile for forward and backward passes. What is compiled is a block: once for all
-        layers, batch sizes and lengths.
-        """
+        """torch.compile of a block, once for all layers, batch sizes and lengths."""
         for block in self.blocks:
             block.compile(dynamic=True, **options)
 
@@ -327,8 +307,7 @@ class Model(nn.Module):
             if caches is None:
                 x = block(x, cos, sin, layout, P, G, hide, None)
             else:
-                # a step of sampling is recorded as a whole rather than compiled (block.compile
-                # changes what block() does, not block.forward())
+                # a step of sampling is recorded rather than compiled, which block() may be
                 x = block.forward(x, cos, sin, layout, P, G, hide, caches[i])
         x = self.norm(x)
         if place is not None:
@@ -337,11 +316,9 @@ class Model(nn.Module):
 
     def hidden(self, prompt, prompt_len, response, mask):
         """
-        Hidden states that predict the response tokens, in one grouped pass.
-
-        prompt [B, P] right-padded, prompt_len [B] (1..P), response, mask [B, G, R]: what stands
-        behind the last True of mask is padding. Returns [B, G, R, C]: entry r predicts response
-        token r; zeros where r is padding.
+        Hidden states [B, G, R, C] that predict the response tokens, in one grouped pass; zeros at
+        padding. prompt [B, P] right-padded, prompt_len [B] (1..P), response, mask [B, G, R]: what
+        stands behind the last True of mask is padding.
         """
         B, P = prompt.shape
         G, R = response.shape[1:]
@@ -370,10 +347,7 @@ class Model(nn.Module):
         return torch.cat([first[:, None, None].expand(B, G, 1, -1), rest], dim=2)
 
     def logits(self, hidden, allowed_ids=None, temperature=1.0):
-        """
-        hidden [..., C] -> fp32 logits [..., V] at a temperature; allowed_ids: bool, broadcastable
-        to [..., V], False where an id may not stand.
-        """
+        """hidden [..., C] -> fp32 logits [..., V]; allowed_ids bool, broadcastable to [..., V]."""
         logits = self.head(hidden).float() / temperature
         return logits if allowed_ids is None else logits.masked_fill(~allowed_ids, float("-inf"))
 
@@ -388,9 +362,8 @@ class Model(nn.Module):
         allowed_ids [R or more, V] bool or None. Returns (logprob, entropy) [B, G, R] fp32, zero
         outside the mask; entropy=False leaves the second at zero and saves its time.
 
-        The vocabulary-wide rows exist for so many positions at a time that they hold ROWS_AT_ONCE
-        numbers: where that is not all of them, they are recomputed in the backward pass rather than
-        kept, and memory does not grow with positions times vocabulary.
+        Vocabulary-wide rows exist for so many positions at a time that they hold ROWS_AT_ONCE
+        numbers; where that is not all, they are recomputed in the backward pass rather than kept.
         """
         hidden = self.hidden(prompt, prompt_len, response, mask)[mask]  # [N, C]
         target = response[mask]  # [N]

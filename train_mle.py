@@ -21,7 +21,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from data import load_world
-from evaluate import evaluate, validation_indices, validation_loss
+from evaluate import validate, validation_indices
 from model import Model, ModelConfig
 
 
@@ -183,15 +183,9 @@ def main(argv):
 
     val = validation_indices(world, config.eval_records)
     terms = world.terms(world.reward)
-    names = [name for _, name in terms]
 
-    def validate():
-        scores = evaluate(model, world, "val", val, names).metrics
-        reward = world.weighted_sum(terms, scores).mean().item()
-        loss = validation_loss(model, world, val, precision)
-        model.train()
-        # the reward decides which checkpoint is best, the loss between equals
-        return (reward, -loss), {"reward": reward, "loss": loss}
+    def judged():
+        return validate(model, world, val, terms, precision)
 
     def drawn():
         n = max(1, batch_size // config.branches)
@@ -200,7 +194,7 @@ def main(argv):
 
     # --------------------------------------------------------------------------------------------
     # the loop
-    for _ in run.steps(validate):
+    for _ in run.steps(judged):
         run.set_rate(muon, config.lr)
         run.set_rate(adamw, config.lr / 5)
 

@@ -4,34 +4,33 @@ to each prompt, every answer is DECODED into a predicted next state and scored w
 will be judged by, and GRPO makes the better-than-average answers more likely.
 
     python train_rlvr.py                           the default world, after train_mle.py
-    torchrun --nproc_per_node=8 train_rlvr.py --world=bytesized32
-    python train_rlvr.py --resume                  go on after a stop
+    torchrun --nproc_per_node=8 train_rlvr.py --world=bytesized32 --resume
 
-Whole experiments, with their options and what to expect, are the pages in runs/.
-
-GRPO is "DeepSeekMath", arXiv 2402.03300; the recipe is "RLVR-World", arXiv 2505.13934. What to
-watch: reward up, KL small, and validation up; the loss itself says nothing (at the first update the
-ratio is 1 and the advantages of a group sum to 0, so the loss is 0).
+Whole experiments, with their options and what to expect, are the pages in runs/. GRPO is
+"DeepSeekMath", arXiv 2402.03300; the recipe is "RLVR-World", arXiv 2505.13934. Watch the reward, KL
+and validation; the loss says nothing (at the first update the ratio is 1 and the advantages of a
+group sum to 0, so it is 0).
 """
 
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 # common first: it says how torch's threads wait, before torch is imported
-from common import OUT, BadInput, Run, all_reduce, checkpoint_path, one_of, option
-from common import parse_config, ranks, run_main, share_of, start_processes
+from common import OUT, Run, all_reduce, checkpoint_path, one_of, option, parse_config
+from common import ranks, run_main, share_of, start_processes
 
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from data import load_world
-from evaluate import Decoding, evaluate, validation_indices, validation_loss
+from evaluate import validate, validation_indices
 from generate import generate
 from model import Model, ModelConfig
 
@@ -64,9 +63,8 @@ def process_advantages(rewards, frame_of_token, kind="grpo"):
     """
     Advantages of tokens where every frame has a reward of its own (process supervision,
     "DeepSeekMath" 4.1.3): a token cannot change the frames before its own, so it is compared within
-    the group by the sum of the rewards from its own frame on.
-
-    rewards [B, G, F], frame_of_token [R] -> [B, G, R]. With F = 1 it is group_advantages.
+    the group by the sum of the rewards from its own frame on. rewards [B, G, F],
+    frame_of_token [R] -> [B, G, R]. With F = 1 it is group_advantages.
     """
     to_go = rewards.flip(-1).cumsum(-1).flip(-1)  # [B, G, F]
     by_frame = [group_advantages(column, kind) for column in to_go.unbind(-1)]
@@ -100,8 +98,8 @@ def aggregate(values, mask, kind="token", tokens=None, sequences=None, longest=N
 
 def importance(logprob, old_logprob, mask, ratio="token"):
     """
-    rho [..., R], how much more likely the policy has become to say what was sampled: of each token,
-    or for ratio="sequence" the geometric mean over the response (GSPO, arXiv 2507.18071).
+    rho [..., R]: how much more likely each token has become since it was sampled, or for
+    ratio="sequence" the geometric mean over the response (GSPO, arXiv 2507.18071).
     """
     one_of("ratio", ratio, ("token", "sequence"))
     # before exp: a wild value under the mask must not become NaN
@@ -112,16 +110,8 @@ def importance(logprob, old_logprob, mask, ratio="token"):
     return difference.clamp(-20, 20).exp()
 
 
-def policy_loss(
-    logprob,
-    old_logprob,
-    advantages,
-    mask,
-    clip_low=0.2,
-    clip_high=0.2,
-    dual_clip=3.0,
-    ratio="token",
-):
+def policy_loss(logprob, old_logprob, advantages, mask,
+                clip_low=0.2, clip_high=0.2, dual_clip=3.0, ratio="token"):  # fmt: skip
     """
     The clipped surrogate loss per token. logprob, old_logprob, mask [..., R]; advantages [...], one
     per response, or [..., R].
@@ -155,10 +145,8 @@ def cispo_loss(logprob, old_logprob, advantages, mask, clip_low, clip_high, dual
 def kl_estimate(logprob, ref_logprob, kind="k3"):
     """
     Estimate of KL(policy || reference) per token from samples of the policy (Schulman,
-    "Approximating KL divergence"), any shape.
-
-    With d = ref_logprob - logprob, clamped to [-20, 20]: k1 = -d, k2 = d^2 / 2, and
-    k3 = exp(d) - 1 - d, at most 10.
+    "Approximating KL divergence"), any shape. With d = ref_logprob - logprob, clamped to [-20, 20]:
+    k1 = -d, k2 = d^2 / 2, and k3 = exp(d) - 1 - d, at most 10.
     """
     one_of("kl_estimator", kind, ("k1", "k2", "k3"))
     d = (ref_logprob - logprob).clamp(-20, 20)
@@ -204,22 +192,19 @@ class Config:
     kind_power: float = option(1.0, 0.0, 10.0)  # text: a game's probability ~ (its records)^this
     permute_ids: float = option(0.0, 0.0, 1.0)  # text games: share of prompts with other uuids
     redraw: int = option(0, 0, 100)  # draws to replace prompts whose rewards are all equal
-    # a weighted sum of the world's metrics, such as strict_task or mae+0.5*ssim; empty: the world's
-    reward: str = ""
+    reward: str = ""  # a weighted sum of metrics, such as mae+0.5*ssim; empty: the world's own
     select_by: str = ""  # the reward by which best.pt is chosen; empty: the one that is trained
     lpips_weights: str = ""  # folder of the public VGG16 and LPIPS weights, for the metric lpips
     # the algorithm
     algorithm: str = option("grpo", *ALGORITHMS)  # what it is made of stands above
-    # outcome: one advantage for a whole answer; process: each frame's tokens answer for the frames
-    # from it on
+    # process: each frame's tokens answer for the frames from it on, not for the whole answer
     supervision: str = option("outcome", "outcome", "process")
     kl_coef: float = option(1e-3, 0.0, 1e3)  # weight of the KL to the starting model; 0: no KL
     kl_estimator: str = option("k3", "k1", "k2", "k3")
     entropy_coef: float = option(0.0, -1e3, 1e3)  # weight of an entropy bonus
     num_minibatches: int = option(2, 1, 2**20)  # optimizer steps per rollout batch
     update_epochs: int = option(1, 1, 1000)  # passes over each rollout batch
-    # the optimizer: AdamW
-    lr: float = option(3e-4, 0.0, 10.0)
+    lr: float = option(3e-4, 0.0, 10.0)  # of AdamW
     warmup: int = option(5, 1, 10**6)  # steps of linear warm-up
     decay: float = option(0.0, 0.0, 1.0)  # the rate falls to 0 over this last part of the run
     max_grad_norm: float = option(1.0, 1e-6, 1e9)
@@ -244,9 +229,6 @@ class Config:
 SMOKE = dict(prompts_per_step=4, group_size=4, num_minibatches=2, micro_batch_size=2)
 SMOKE.update(steps=3, eval_every=2, eval_records=8, rollout_batch_size=0)
 
-# ------------------------------------------------------------------------------------------------
-# Rollouts
-
 
 @dataclass
 class Experience:
@@ -267,11 +249,12 @@ class Experience:
         """The prompts `chosen` [n]."""
         return Experience(*(t if t is None else t[chosen] for t in vars(self).values()))
 
+    def count_tokens(self):
+        """How many tokens one pass puts through the network."""
+        return self.prompt_len.sum().item() + self.length.sum().item()
+
     def pieces(self, size):
-        """
-        Yields (rows, Experience) of `size` prompts at a time, those with short answers first, each
-        trimmed to its own longest prompt and answer.
-        """
+        """Yields (rows, Experience) of `size` prompts at a time, trimmed to their longest."""
         for rows in self.mask.sum(-1).amax(1).argsort().split(size):
             e = self.rows(rows)
             R = int(e.mask.any(0).any(0).nonzero().max()) + 1
@@ -283,44 +266,33 @@ class Experience:
             yield rows, replace(e, **trimmed)
 
 
-def join(parts):
-    """Puts Experiences together, their prompts padded to the longest."""
-    longest = max(e.prompt.size(1) for e in parts)
-    parts = [replace(e, prompt=F.pad(e.prompt, (0, longest - e.prompt.size(1)))) for e in parts]
-    columns = [[getattr(e, field.name) for e in parts] for field in fields(Experience)]
-    return Experience(*(None if c[0] is None else torch.cat(c) for c in columns))
-
-
 def judge(world, batch, rollout, terms, config):
     """Decodes and scores the responses of a rollout -> Experience."""
     kind = ALGORITHMS[config.algorithm].advantages
-    if config.supervision == "process":
-        names = [name for _, name in terms]
-        scores = world.score(batch, rollout.tokens, names, per_frame=True)
-        by_frame = world.weighted_sum(terms, scores)  # [B, G, F]
-        rewards = by_frame.mean(-1)
-        advantages = process_advantages(by_frame, world.frame_of_token(), kind)  # [B, G, R]
+    by_frame = config.supervision == "process"
+    rewards = world.compute_reward(batch, rollout.tokens, terms, by_frame)  # [B, G] or [B, G, F]
+    if by_frame:
+        advantages = process_advantages(rewards, world.frame_of_token(), kind)  # [B, G, R]
+        rewards = rewards.mean(-1)
     else:
-        rewards = world.compute_reward(batch, rollout.tokens, terms)  # [B, G]
-        advantages = group_advantages(rewards, kind)
+        advantages = group_advantages(rewards, kind)  # [B, G]
     mask = rollout.mask()
     if batch.forced is not None:  # what the world gave is not the model's doing
         mask = mask & (batch.forced < 0)[:, None]
-    question = batch.prompt, batch.prompt_len
-    answer = rollout.tokens, mask, rollout.length, rollout.ended
+    longest = world.max_prompt - batch.prompt.size(1)
+    question = F.pad(batch.prompt, (0, longest)), batch.prompt_len
+    answer = rollout.tokens, mask, rollout.length, rollout.ended | (batch.eos_id is None)
     return Experience(*question, *answer, rewards, advantages, rollout.logprob)
 
 
 def collect(policy, world, terms, config, precision, rng, watch):
     """
     Samples and scores this process's share of a step's prompts. Returns (Experience, share of the
-    drawn prompts whose rewards were all equal, indices of all that were drawn).
-
-    With --redraw such prompts, which teach nothing, are replaced by others while draws are left.
+    drawn prompts whose rewards were all equal, indices of all that were drawn). With --redraw such
+    prompts, which teach nothing, are replaced by others while draws are left.
     """
     n = config.prompts_per_step // ranks()
-    seed = int(rng.integers(2**62))
-    generator = torch.Generator(world.device).manual_seed(seed)
+    generator = torch.Generator(world.device).manual_seed(int(rng.integers(2**62)))
     size = config.rollout_batch_size or config.micro_batch_size
     kept = []
     drawn = []
@@ -342,7 +314,9 @@ def collect(policy, world, terms, config, precision, rng, watch):
             wasted += flat.sum().item()
             kept.append(experience.rows(~flat) if draws_left else experience)
             watch.lap("scoring")
-    return join(kept), wasted / len(drawn), drawn
+    columns = zip(*(vars(e).values() for e in kept))
+    joined = Experience(*(None if c[0] is None else torch.cat(c) for c in columns))
+    return joined, wasted / len(drawn), drawn
 
 
 @torch.no_grad()
@@ -357,28 +331,20 @@ def score(model, world, experience, config, precision):
     return logprob
 
 
-# ------------------------------------------------------------------------------------------------
-# The update
-
-
 def update(network, optimizer, world, experience, config, precision):
     """
-    One optimizer step on a mini-batch, cut into micro-batches. Returns {name: mean over the
-    mini-batch's tokens} for the log, and the gradient's norm.
-
-    Every denominator is that of the global mini-batch: neither micro-batches nor ranks change the
-    gradient.
+    One optimizer step on a mini-batch, cut into micro-batches. Returns {name: mean over its tokens}
+    and the gradient's norm. Every denominator is that of the global mini-batch: neither
+    micro-batches nor ranks change the gradient.
     """
     algorithm = ALGORITHMS[config.algorithm]
-    local = [experience.mask.sum().item(), experience.rewards.numel()]
-    tokens, sequences = all_reduce(local)
+    tokens, sequences = all_reduce([experience.mask.sum().item(), experience.rewards.numel()])
     sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "ratio", "ratio_error"), 0.0)
     parts = list(experience.pieces(config.micro_batch_size))
     for i, (_, e) in enumerate(parts):
         # gradients are exchanged once, behind the last micro-batch
-        last = i == len(parts) - 1
-        once = nullcontext() if ranks() == 1 or last else network.no_sync()
-        with once:
+        alone = ranks() == 1 or i == len(parts) - 1
+        with nullcontext() if alone else network.no_sync():
             answers = e.prompt, e.prompt_len, e.tokens, e.mask
             with precision:
                 logprob, entropy = network(*answers, world.allowed_ids, config.temperature)
@@ -406,7 +372,7 @@ def update(network, optimizer, world, experience, config, precision):
 
 
 class Watch:
-    """Seconds of the phases of a step, the device awaited at the end of each."""
+    """Seconds of the phases of a step; the device is awaited at the end of each."""
 
     def __init__(self, device):
         self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -414,21 +380,17 @@ class Watch:
         self.last = time.perf_counter()
 
     def lap(self, phase):
-        """What has passed since the last lap was this phase."""
         self.wait()
-        now = time.perf_counter()
-        self.seconds[phase] += now - self.last
-        self.last = now
+        self.seconds[phase] += time.perf_counter() - self.last
+        self.last = time.perf_counter()
 
 
 def troubles(rows):
     """Sentences about the last rows of the log: what looks wrong and what to try."""
     less = "try a lower --lr or a higher --kl_coef"
-    if len(rows) >= 20 and all(row["equal_groups"] == 1 for row in rows[-20:]):
-        yield (
-            "all groups of the last 20 steps had equal rewards, so nothing is learned; try a "
-            "higher --temperature, a larger --group_size or another --reward"
-        )
+    more = "try a higher --temperature, a larger --group_size or another --reward"
+    if len(rows) == 20 and all(row["equal_groups"] == 1 for row in rows):
+        yield f"all groups of the last 20 steps had equal rewards, so nothing is learned; {more}"
     if rows[-1]["limit"] > 0.5:
         yield f"more than half of the answers never end; {less}, or go back to a checkpoint"
     if rows[-1]["kl"] > 1:
@@ -437,24 +399,21 @@ def troubles(rows):
 
 def log_step(run, experience, updates, watch, equal_groups, sampler_error):
     """Averages what a step has shown over its updates and all ranks, and writes it down."""
-    lengths = experience.length.float()
-    tokens = experience.prompt_len.sum().item() + lengths.sum().item()
     row = {
         "reward": experience.rewards.mean().item(),
         "reward_std": experience.rewards.std(1).mean().item(),
         "equal_groups": equal_groups,
-        "length": lengths.mean().item(),
+        "length": experience.length.float().mean().item(),
+        "skipped": run.skipped,
         "limit": 1 - experience.ended.float().mean().item(),
         **{f"{phase}_s": seconds for phase, seconds in watch.seconds.items()},
     }
     row = dict(zip(row, all_reduce(row.values(), "mean")))
-    for name in updates[0]:
-        if name != "ratio_error":
-            row[name] = sum(u[name] for u in updates) / len(updates)
+    row.update({n: sum(u[n] for u in updates) / len(updates) for n in updates[0]})
     # how far the sampler's own log-probabilities are from those that the update starts from
     row["ratio_error_first"] = updates[0]["ratio_error"] if sampler_error is None else sampler_error
-    row["skipped"] = run.skipped
-    run.log(("reward", "equal_groups", "kl", "entropy", "length"), tokens, **row)
+    shown = "reward", "equal_groups", "kl", "entropy", "length"
+    run.log(shown, experience.count_tokens(), **row)
     return row
 
 
@@ -463,14 +422,10 @@ def main(argv):
     device, rank, world_size, precision = start_processes(config)
     world = load_world(config.world, device, config.task, config.lpips_weights)
     world.refuse_foreign_options(config)
-    terms = world.terms(config.reward or world.reward)
+    by_frame = config.supervision == "process"
+    terms = world.terms(config.reward or world.reward, by_frame)
     selection = world.terms(config.select_by or config.reward or world.reward)
     share_of("prompts_per_step", config.prompts_per_step, world_size * config.num_minibatches)
-    if config.supervision == "process" and not world.scores_frames(terms):
-        raise BadInput(
-            "--supervision=process needs a world that predicts several frames, and a reward of "
-            "metrics that each frame has: none of the last frame only, none discounted"
-        )
 
     # --------------------------------------------------------------------------------------------
     # the policy, and the model that it starts from as a frozen reference
@@ -481,43 +436,24 @@ def main(argv):
         path = checkpoint_path(config.init_from or f"{world.name}-mle", config.out)
         checkpoint = run.start_from(path, device, make, stages=("mle", "rlvr"))
     model_config = ModelConfig(**checkpoint["model_config"])
-    if model_config.block_size < world.block_size:
-        raise BadInput(
-            f"this model was trained with block_size {model_config.block_size}, but {world.name} "
-            f"has sequences of {world.block_size} tokens; train it on this world: {make}"
-        )
     policy = Model(model_config).to(device).eval()
     policy.load_state_dict(checkpoint["model"])
     checkpoint = None
     reference = copy.deepcopy(policy).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.lr,
-        weight_decay=0.0,
-        betas=(0.9, 0.98),
-        fused=device.type == "cuda",
-    )
+    how = dict(lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(policy.parameters(), **how)
     run.keep(model_config, model=policy, reference=reference, optimizer=optimizer)
     if config.compile:
         policy.compile_blocks()
     network = DistributedDataParallel(policy) if world_size > 1 else policy
     val = validation_indices(world, config.eval_records)
-
-    def validate():
-        generator = torch.Generator(device).manual_seed(0)
-        decoding = Decoding(config.eval_temperature)
-        names = list(dict.fromkeys([*world.metrics, *(name for _, name in selection)]))
-        scores = evaluate(policy, world, "val", val, names, decoding, generator=generator).metrics
-        reward = world.weighted_sum(selection, scores).mean().item()
-        loss = validation_loss(policy, world, val, precision)
-        means = {name: values.mean().item() for name, values in scores.items()}
-        return (reward, -loss), {"reward": reward, **means, "loss": loss}
+    judged = lambda: validate(policy, world, val, selection, precision, config.eval_temperature)
 
     # --------------------------------------------------------------------------------------------
     # the loop
-    recent = []
+    recent = deque(maxlen=20)
     told = set()
-    for step in run.steps(validate):
+    for step in run.steps(judged):
         run.set_rate(optimizer, config.lr)
         rng = run.rng(rank)
         watch = Watch(device)
@@ -551,11 +487,10 @@ def main(argv):
                 updates.append(update(network, optimizer, world, minibatch, config, precision))
         watch.lap("update")
 
-        tokens = experience.prompt_len.sum().item() + experience.length.sum().item()
-        run.work += passes * all_reduce([tokens])[0]
         row = log_step(run, experience, updates, watch, equal, sampler_error)
+        run.work += passes * all_reduce([experience.count_tokens()])[0]
         run.finite({n: row[n] for n in ("loss", "ratio", "norm", "reward")}, lambda: drawn)
-        recent = [*recent[-19:], row]
+        recent.append(row)
         for sentence in set(troubles(recent)) - told:
             run.tell(f"step {step}: {sentence}")
             told.add(sentence)

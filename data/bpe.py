@@ -10,6 +10,9 @@ import tiktoken
 
 from data.world import WORDS
 
+# letters: a longer piece is no word, nothing is learned from it (and every merge would scan it)
+LONGEST = 1000
+
 
 def train_bpe(texts, vocab_size, pattern=WORDS):
     """
@@ -22,7 +25,8 @@ def train_bpe(texts, vocab_size, pattern=WORDS):
     counts = Counter()
     for text, count in texts:
         for piece in re.findall(pattern, text):
-            counts[piece] += count
+            if len(piece) <= LONGEST:
+                counts[piece] += count
     words = [list(bytes([b]) for b in piece.encode("utf-8", "replace")) for piece in counts]
     weights = list(counts.values())
 

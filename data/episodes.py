@@ -7,6 +7,7 @@ It is the layout that the official converter writes. Files may come from anywher
 unpickled, and what an array declares to be is checked before any of it is read.
 """
 
+import contextlib
 import os
 import zipfile
 from pathlib import Path
@@ -169,7 +170,8 @@ def write_arrays(path, **arrays):
             np.savez_compressed(file, **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise BadInput(
             f"could not write {path}: {error.strerror}; nothing was changed there"
         ) from None

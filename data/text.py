@@ -382,7 +382,7 @@ class TextWorld(World):
             texts.append(answers)
         return texts
 
-    def score(self, batch, tokens, names):
+    def score(self, batch, tokens, names, by_frame=False):
         """tokens [B, G, R] -> {name: [B, G] fp32}: every named metric of the decoded answers."""
         rows = [
             self.score_texts(batch.split, index, answers, names)

@@ -142,6 +142,8 @@ class VideoWorld(World):
         self.variants = tuple(
             f"{name}_{how}" for name in self.metrics if name not in REPEATS for how in AGGREGATIONS
         )
+        if self.multi:
+            self.of_frames = tuple(name for name in self.metrics if name != "last_repeats")
         self.terms(self.reward)
 
     def segments(self, split, length):
@@ -368,10 +370,10 @@ class VideoWorld(World):
     # --------------------------------------------------------------------------------------------
     # Scores
 
-    def score(self, batch, tokens, names, per_frame=False):
+    def score(self, batch, tokens, names, by_frame=False):
         """
         tokens [B, G, R] -> {name: [B, G] fp32}: every named metric of the decoded frames, in pieces
-        of bounded memory, on the device. per_frame: [B, G, F], not yet aggregated over the frames.
+        of bounded memory, on the device. by_frame: [B, G, F], not yet aggregated over the frames.
         """
         B, G, _ = tokens.shape
         last, true = self.truth(batch.split, batch.indices)
@@ -393,7 +395,7 @@ class VideoWorld(World):
             repeats = repeats.unflatten(0, (-1, G))
             for name in names:
                 scores[name][part] = repeats if name in REPEATS else values[name]
-        return scores if per_frame else self.over_frames(scores)
+        return scores if by_frame else self.over_frames(scores)
 
     @torch.no_grad()
     def frame_scores(self, predicted, truth, names):
@@ -431,11 +433,6 @@ class VideoWorld(World):
     def better(self, name):
         """1 if more of a metric (or a variant of it) is better, -1 if less is."""
         return self.metrics[self.plain_name(name)].better
-
-    def scores_frames(self, terms):
-        """Whether answers are several frames, and each term of a reward is one of each frame."""
-        per_frame = (name in self.metrics and name != "last_repeats" for _, name in terms)
-        return self.multi and all(per_frame)
 
     def over_frames(self, scores):
         """

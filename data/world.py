@@ -223,31 +223,35 @@ class World:
     """
 
     variants = ()
+    of_frames = ()  # the metrics that each of several predicted frames has
     allowed_ids = None  # [response_len, V] bool: which ids may stand where in a response
     foreign_options = ()  # training options that say nothing of such a world
     kinds = False  # whether records are of several kinds, such as games
     horizon = 1
 
-    def terms(self, text):
+    def terms(self, text, by_frame=False):
         """
         'mae+0.5*ssim' -> [(1.0, 'mae'), (0.5, 'ssim')]. Raises BadInput for a metric that the world
-        does not have.
+        does not have or, by_frame, one that each of several predicted frames does not have.
         """
         try:
-            return parse_reward(text, (*self.metrics, *self.variants))
+            terms = parse_reward(text, (*self.metrics, *self.variants))
         except ValueError as error:
             hint = "; lpips needs weights: --lpips_weights=FOLDER" if "lpips" in text else ""
             raise BadInput(f"the reward {text!r}: {error}{hint}") from None
+        if by_frame and not all(name in self.of_frames for _, name in terms):
+            there_are = ", ".join(self.of_frames) or "none in this world"
+            raise BadInput(
+                f"the reward {text!r}: --supervision=process needs metrics that each of several "
+                f"predicted frames has ({there_are})"
+            )
+        return terms
 
     def refuse_foreign_options(self, config):
         """Raises BadInput for an option that was set but says nothing of such a world."""
         for name in self.foreign_options:
             if getattr(config, name, None) != getattr(type(config), name, None):
                 raise BadInput(f"--{name} says nothing of the world {self.name}: leave it out")
-
-    def scores_frames(self, terms):
-        """Whether answers are several frames, and each term of a reward is one of each frame."""
-        return False
 
     def better(self, name):
         """1 if more of a metric is better, -1 if less is."""
@@ -257,7 +261,7 @@ class World:
         """scores {name: [...]} -> their sum, each with the sign that makes more better."""
         return sum(weight * self.better(name) * scores[name].float() for weight, name in terms)
 
-    def compute_reward(self, batch, tokens, terms):
-        """tokens [B, G, R] -> rewards [B, G] fp32 of what they decode to."""
-        scores = self.score(batch, tokens, [name for _, name in terms])
+    def compute_reward(self, batch, tokens, terms, by_frame=False):
+        """tokens [B, G, R] -> rewards of what they decode to, [B, G] fp32 or by frame [B, G, F]."""
+        scores = self.score(batch, tokens, [name for _, name in terms], by_frame)
         return self.weighted_sum(terms, scores)

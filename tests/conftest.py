@@ -1,4 +1,9 @@
-"""Tests run from the repository root; those that need the development data in ../shared are skipped where it is absent."""
+"""
+Tests run from the repository root; those that need the development data in ../shared are skipped
+where it is absent.
+"""
+
+import signal
 import sys
 from pathlib import Path
 
@@ -8,16 +13,25 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
-torch.set_num_threads(1)  # the models are tiny, and threads that wait for each other on a busy machine take ten times as long
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed():
+def the_same_start():
+    """
+    The same random numbers for every test, one thread (the models are tiny, and threads that wait
+    for each other on a busy machine take ten times as long), and a Ctrl-C that ends the tests,
+    although training scripts that ran in this process took it for their own.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
 def shared():
     if not SHARED.is_dir():
-        pytest.skip("needs the development data in ../shared, which is not published with the project")
+        pytest.skip("needs the development data in ../shared, which is not published with it")
     return SHARED

@@ -1,6 +1,11 @@
-"""Text worlds: the compact language of text games, the byte-pair encoding, batches, scoring, and the preparation of the real data."""
+"""
+Text worlds: the compact language of text games, the byte-pair encoding, batches, scoring, and the
+preparation of the real data.
+"""
+
 import gzip
 import json
+import re
 from collections import Counter
 from contextlib import nullcontext
 
@@ -8,14 +13,17 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import rewards
 import train_rlvr
 from common import BadInput
 from data import load_world
-from data.text import encoding, train_bpe, write_text_world
+from data.bpe import encoding, train_bpe
+from data.text import write_text_world
 from data.textgame import games, lines, prepare
+from data.world import load_task
 from model import Model, ModelConfig
 
 
@@ -35,7 +43,7 @@ def world(tmp_path_factory):
     return load_world(str(folder))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The compact language
 
 
@@ -106,13 +114,14 @@ BAD_ANSWERS = ["", " ", "same ", "same\n", "\nsame", "sam", "#99 isOn", "#1", "#
 
 @pytest.mark.parametrize("answer", BAD_ANSWERS)
 def test_malformed_answers_are_refused_and_worth_nothing(world, answer):
-    """Trap 25: empty, repeated, extra or cut text never earns a reward."""
-    state, _ = world.truth("train", 0)
-    before = json.dumps(state)
+    """Guards against rewards for empty, repeated, extra or cut text."""
+    truth = world.truth("train", 0)
+    before = json.dumps(truth)
     with pytest.raises(ValueError):
-        lines.read_difference(answer, state, world.meta["defaults"][world.records["train"][0]["kind"]])
-    assert set(world.score_texts("train", 0, [answer, None], world.metrics)[0].values()) == {0.0}
-    assert json.dumps(world.truth("train", 0)[0]) == before  # trap 1
+        lines.read_difference(answer, truth.state, truth.defaults)
+    for scores in world.score_texts("train", 0, [answer, None], world.metrics):
+        assert set(scores) == set(world.metrics) and set(scores.values()) == {0.0}
+    assert json.dumps(world.truth("train", 0)) == before  # reading answers changes no truth
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,23 +162,28 @@ def test_compact_language_by_hand():
     assert lines.read_difference("#1 t-=3", state, {})["modified"][0]["properties"]["t"] == 17 and room["properties"]["t"] == 20
 
 
-def test_renumbering_is_a_symmetry(transitions):
-    """The answer to the renumbered question, applied to the renumbered state, is the renumbered next state."""
+def test_permuting_uuids_is_a_symmetry(transitions):
+    """
+    The answer to the permuted question, applied to the permuted state, is the permuted next state.
+    """
     rng = np.random.default_rng(0)
     for t in transitions[:60]:
         state = game_state(t)
-        context, answer = lines.write_state(t["game"], state, t["uuid_base"], {}), lines.write_difference(t["diff"], state, {})
+        question = lines.write_state(t["game"], state, t["uuid_base"], {})
+        answer = lines.write_difference(t["diff"], state, {})
         new_id = rng.permutation(t["uuid_base"] + 3).tolist()
-        new_context, new_answer = lines.renumber([context, answer], new_id)
-        _, new_state, _ = lines.read_state(new_context, {})
+        new_question, new_answer = load_task("textgame").permute([question, answer], new_id)
+        _, new_state, _ = lines.read_state(new_question, {})
         got = rewards.apply_difference(new_state, lines.read_difference(new_answer, new_state, {}))
         expected = rewards.apply_difference(state, t["diff"])
-        assert [item["uuid"] for item in got[:-1]] == [new_id[item["uuid"]] for item in expected[:-1]]
-        assert [item["properties"].keys() for item in got[:-1]] == [item["properties"].keys() for item in expected[:-1]]
-        assert [len(item["contains"]) for item in got[:-1]] == [len(item["contains"]) for item in expected[:-1]] and got[-1] == expected[-1]
+        assert len(got) == len(expected) and got[-1] == expected[-1]
+        for new, old in zip(got[:-1], expected[:-1]):
+            assert new["uuid"] == new_id[old["uuid"]]
+            assert new["properties"].keys() == old["properties"].keys()
+            assert len(new["contains"]) == len(old["contains"])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The byte-pair encoding
 
 
@@ -180,21 +194,21 @@ def test_bpe_by_hand():
 
 def test_bpe_encodes_as_its_merges_say_and_loses_nothing(world):
     """tiktoken's result against a direct application of the merges in order, on the world's own texts."""
-    ranks = {bytes([b]): b for b in range(256)} | {token: 256 + i for i, token in enumerate(
-        bytes.fromhex(t) for t in json.loads((world.folder / "bpe.json").read_text()))}
-    import re
-    from data.text import PIECES
-    pattern = PIECES[world.domain]
+    ranks = {bytes([b]): b for b in range(256)}
+    for i, token in enumerate(json.loads((world.folder / "bpe.json").read_text())):
+        ranks[bytes.fromhex(token)] = 256 + i
     for record in world.records["train"][:40]:
-        for text in (record["context"], record["prompt"], record["response"]):
+        for text in (record["state"], record["prompt"], record["response"]):
             ids = []
-            for piece in re.findall(pattern, text):
+            for piece in re.findall(world.task.token_pattern, text):
                 parts = [bytes([b]) for b in piece.encode()]
                 while len(parts) > 1:
-                    rank, i = min((ranks.get(parts[i] + parts[i + 1], 10 ** 9), i) for i in range(len(parts) - 1))
-                    if rank == 10 ** 9:
+                    pairs = [a + b for a, b in zip(parts, parts[1:])]
+                    best = min(pairs, key=lambda pair: ranks.get(pair, 10**9))
+                    if best not in ranks:
                         break
-                    parts[i:i + 2] = [parts[i] + parts[i + 1]]
+                    i = pairs.index(best)
+                    parts[i : i + 2] = [best]
                 ids += [ranks[part] for part in parts]
             assert world.bpe.encode_ordinary(text) == ids
             assert world.bpe.decode(ids) == text
@@ -209,18 +223,26 @@ def test_any_text_survives_the_encoding(text):
     assert bpe.decode(bpe.encode_ordinary(text)) == text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The world
 
 
 def test_gold_answers_get_the_maximum(world):
-    """Trap 24, on decoded tokens; an answer without an end token gets nothing."""
+    """
+    Guards against a metric that the true answer does not win, on decoded tokens; an answer without
+    an end token gets nothing.
+    """
     indices = list(range(40))
     batch = world.batch("train", indices)
     scores = world.score(batch, batch.response[:, None], world.metrics)
-    assert (scores["strict_binary"] == 1).all() and torch.allclose(scores["strict_task"], torch.tensor(1.3))
-    created = [any(line.startswith("new ") for line in world.records["train"][i]["response"].split("\n")) for i in indices]
-    assert [bool(v) for v in scores["official_binary"][:, 0]] == [not c for c in created]  # the official recovery drops new objects
+    assert (scores["strict_binary"] == 1).all()
+    assert torch.allclose(scores["strict_task"], torch.tensor(1.3))
+    created = []
+    for i in indices:
+        answer = world.records["train"][i]["response"].split("\n")
+        created.append(any(line.startswith("new ") for line in answer))
+    # the official recovery drops new objects
+    assert [bool(v) for v in scores["official_binary"][:, 0]] == [not c for c in created]
     unended = batch.response[:, None].masked_fill(batch.response[:, None] == world.eos_id, 0)
     assert (world.score(batch, unended, ["strict_task"])["strict_task"] == 0).all()
 
@@ -230,91 +252,113 @@ def test_score_is_per_answer_and_needs_the_right_record(world):
     tokens = batch.response[:, None].repeat(1, 3, 1)
     tokens[:, 1] = world.eos_id  # an empty answer
     scores = world.score(batch, tokens, ["strict_task"])["strict_task"]
-    assert scores.shape == (4, 3) and (scores[:, 1] == 0).all() and (scores[:, [0, 2]] > 1.2).all()
+    assert scores.shape == (4, 3)
+    assert (scores[:, 1] == 0).all() and (scores[:, [0, 2]] > 1.2).all()
 
 
 def test_batch_layout(world):
     batch = world.batch("val", [3, 0, 7])
     for row, i in enumerate([3, 0, 7]):
-        context, prompt, response = world.tokens["val"][i]
-        assert batch.prompt[row, :batch.prompt_len[row]].tolist() == context + prompt
+        state, prompt, response = world.tokens["val"][i]
+        assert batch.prompt[row, : batch.prompt_len[row]].tolist() == state + prompt
         assert batch.response[row][batch.response_mask[row]].tolist() == response + [world.eos_id]
     assert (batch.prompt[1, batch.prompt_len[1]:] == world.eos_id).all()
 
 
-def test_answers_to_renumbered_prompts_are_scored_as_answers_to_the_records(world):
-    """A batch with other uuids is another text, and the right answer to it, decoded, is the record's own."""
+def test_answers_to_permuted_prompts_are_scored_as_answers_to_the_records(world):
+    """
+    A batch with other uuids is another text, and the right answer to it, decoded, is the record's
+    own.
+    """
     indices = [i for i, record in enumerate(world.records["train"]) if record["changed"]][:40]
     batch = world.batch("train", indices, 0.5, np.random.default_rng(0))
+    decoded = world.decode(batch, batch.response[:, None])
     other = 0
-    for row, (i, (answer,)) in enumerate(zip(indices, world.decode(batch, batch.response[:, None]))):
+    for row, (i, (answer,)) in enumerate(zip(indices, decoded)):
         record = world.records["train"][i]
         assert answer == record["response"]
-        prompt = world.bpe.decode(batch.prompt[row, :batch.prompt_len[row]].tolist())
+        prompt = world.bpe.decode(batch.prompt[row, : batch.prompt_len[row]].tolist())
         raw = world.bpe.decode(batch.response[row][batch.response_mask[row]].tolist()[:-1])
-        assert (prompt != record["context"] + record["prompt"]) == (batch.undo[row] is not None) and (batch.undo[row] is not None or raw == answer)
+        permuted = batch.undo[row] is not None
+        assert (prompt != record["state"] + record["prompt"]) == permuted
+        assert permuted or raw == answer
         other += raw != answer
-        state = lines.read_state(prompt.rsplit("\n> ", 1)[0], world.meta["defaults"][record["kind"]])[1]
-        lines.read_difference(raw, state, world.meta["defaults"][record["kind"]])  # it speaks of the objects of its own prompt
+        # it speaks of the objects of its own prompt
+        defaults = world.shared["defaults"][record["kind"]]
+        state = lines.read_state(prompt.rsplit("\n> ", 1)[0], defaults)[1]
+        lines.read_difference(raw, state, defaults)
     assert 10 < other < 30
-    assert (world.score(batch, batch.response[:, None], ["strict_binary"])["strict_binary"] == 1).all()
-    assert world.decode(batch, torch.zeros_like(batch.response[:, None])) == [[None]] * len(indices)
+    scores = world.score(batch, batch.response[:, None], ["strict_binary"])
+    assert (scores["strict_binary"] == 1).all()
+    nothing = torch.zeros_like(batch.response[:, None])
+    assert world.decode(batch, nothing) == [[None]] * len(indices)
 
 
-@pytest.mark.parametrize("renumber", [0.0, 1.0])
-def test_a_rollout_has_as_many_renumbered_prompts_as_asked_for(world, renumber):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("permute_ids", [0.0, 1.0])
+def test_a_rollout_has_as_many_permuted_prompts_as_asked_for(world, permute_ids):
     model = Model(ModelConfig(world.vocab_size, world.block_size, 1, 2, 2, 16))
-    config, numbers = train_rlvr.Config(group=2, renumber=renumber), list(range(20))
-    experience, *_ = train_rlvr.rollout(model, world, numbers, [(1.0, "strict_task")], config, nullcontext(), torch.Generator().manual_seed(0),
-                                        np.random.default_rng(0))
-    same = [prompt[:length].tolist() == sum(world.tokens["train"][i][:2], []) for i, prompt, length in zip(numbers, experience.prompt, experience.prompt_len)]
-    assert sum(same) == (0 if renumber else 20)
+    config = train_rlvr.Config(prompts_per_step=20, group_size=2, permute_ids=permute_ids)
+    watch = train_rlvr.Watch(torch.device("cpu"))
+    terms = [(1.0, "strict_task")]
+    given = model, world, terms, config, nullcontext(), np.random.default_rng(0), watch
+    experience, _, drawn = train_rlvr.collect(*given)
+    assert len(drawn) == len(experience.prompt) == 20
+    same = 0
+    for i, prompt, length in zip(drawn, experience.prompt, experience.prompt_len):
+        state, own, _ = world.tokens["train"][i]
+        same += prompt[:length].tolist() == state + own
+    assert same == (0 if permute_ids else 20)
 
 
-@pytest.mark.parametrize("renumber", [0.0, 1.0])
-def test_mle_batches_hold_whole_records_behind_their_state(world, renumber):
-    known = {(tuple(c), tuple(p + r)) for c, p, r in world.tokens["train"]}
+@pytest.mark.parametrize("permute_ids", [0.0, 1.0])
+def test_mle_batches_hold_whole_records_behind_their_state(world, permute_ids):
+    known = {(tuple(s), tuple(p + r)) for s, p, r in world.tokens["train"]}
     seen = 0
-    for prompt, prompt_len, response, weight in world.mle_batches(40, np.random.default_rng(0), 3, branches=4, changed=0.5, renumber=renumber,
-                                                                     prompt_loss=0.25):
+    options = dict(branches=4, changed_fraction=0.5, permute_ids=permute_ids, prompt_loss=0.25)
+    batches = world.mle_batches(40, np.random.default_rng(0), 3, **options)
+    for prompt, prompt_len, response, weight in batches:
         assert len(prompt) <= 3
         mask = weight == 1
         for b in range(len(prompt)):
-            context = prompt[b, :prompt_len[b]].tolist()
+            state = prompt[b, : prompt_len[b]].tolist()
             for g in range(response.size(1)):
                 if not mask[b, g].any():
                     continue  # a state with fewer records than branches
-                end, start = mask[b, g].nonzero().max().item(), mask[b, g].nonzero().min().item()
-                assert mask[b, g, start:end + 1].all() and response[b, g, end] == world.eos_id
-                action, answer = (world.bpe.decode(ids) for ids in (response[b, g, :start].tolist(), response[b, g, start:end].tolist()))
+                start = mask[b, g].nonzero().min().item()
+                end = mask[b, g].nonzero().max().item()
+                assert mask[b, g, start : end + 1].all() and response[b, g, end] == world.eos_id
+                action = world.bpe.decode(response[b, g, :start].tolist())
+                answer = world.bpe.decode(response[b, g, start:end].tolist())
                 assert action.startswith("> ") and action.endswith("\n")
-                assert (weight[b, g, :start] == 0.25).all() and (weight[b, g, end + 1:] == 0).all()
+                assert (weight[b, g, :start] == 0.25).all() and (weight[b, g, end + 1 :] == 0).all()
                 seen += 1
-                if renumber == 0:
-                    assert (tuple(context), tuple(response[b, g, :end].tolist())) in known
+                if permute_ids == 0:
+                    assert (tuple(state), tuple(response[b, g, :end].tolist())) in known
                 else:  # still a consistent transition: the answer can be applied to the state
-                    kind, state, _ = lines.read_state(world.bpe.decode(context), world.meta["defaults"][world.bpe.decode(context).split("\n")[0][5:]])
-                    lines.read_difference(answer, state, world.meta["defaults"][kind])
+                    text = world.bpe.decode(state)
+                    defaults = world.shared["defaults"][text.split("\n")[0][5:]]
+                    lines.read_difference(answer, lines.read_state(text, defaults)[1], defaults)
     assert seen > 20
 
 
 def test_draw_follows_its_weights(world):
     rng = np.random.default_rng(0)
-    for changed in (0.0, 1.0):
-        drawn = [world.records["train"][i]["changed"] for i in world.draw("train", 200, rng, changed)]
-        assert all(c == bool(changed) for c in drawn)
-    kinds = [world.records["train"][i]["kind"] for i in world.draw("train", 7000, rng, power=0.0)]
+    records = world.records["train"]
+    for fraction in (0.0, 1.0):
+        drawn = [records[i]["changed"] for i in world.draw("train", 200, rng, fraction)]
+        assert all(changed == bool(fraction) for changed in drawn)
+    kinds = [records[i]["kind"] for i in world.draw("train", 7000, rng, kind_power=0.0)]
     counts = np.unique(kinds, return_counts=True)[1]
     assert counts.min() > 800 and counts.max() < 1200  # power 0: seven kinds, equally often
 
 
 def test_splits_share_no_state(world):
-    contexts = {split: {r["context"] for r in world.records[split]} for split in world.records}
-    assert not contexts["train"] & contexts["test"] and not contexts["train"] & contexts["val"] and not contexts["val"] & contexts["test"]
+    states = {split: {r["state"] for r in world.records[split]} for split in world.records}
+    assert not states["train"] & states["test"] and not states["train"] & states["val"]
+    assert not states["val"] & states["test"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The real data
 
 
