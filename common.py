@@ -335,7 +335,7 @@ class Run:
     forward pass and 3 for one with its backward pass. before: both, of earlier stages.
     """
 
-    PROGRESS = ("step", "seconds", "work", "before", "best", "evaluated")
+    PROGRESS = ("step", "seconds", "work", "before", "best", "evaluated", "skipped")
 
     def __init__(self, stage, config, name, fingerprint="", make="python train_mle.py"):
         self.stage = stage

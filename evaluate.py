@@ -179,7 +179,7 @@ class Row(NamedTuple):
 
 def load_model(path, world, device):
     """(model, checkpoint) of a file of this world. Raises BadInput for another one's."""
-    make = f"python train_mle.py --world={world.folder}"
+    make = f"python train_mle.py --world={world.in_commands()}"
     checkpoint = load_checkpoint(path, device, make)
     if checkpoint["world"] != world.fingerprint:
         raise BadInput(

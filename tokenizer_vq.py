@@ -146,6 +146,11 @@ class TokenizerConfig:
 
     def __post_init__(self):
         dynamics = self.dynamics or self.factor
+        if min(self.height, self.width) < 16:
+            raise ValueError(
+                f"frames of {self.height}x{self.width} are too small: 16x16 is the least, SSIM's "
+                f"window is 11 wide; resize them: prepare.py --height=64 --width=64"
+            )
         for name, factor in (("factor", self.factor), ("dynamics", dynamics)):
             if factor < 4 or factor & (factor - 1):
                 raise ValueError(f"--{name}={factor} must be a power of two, 4 or more")

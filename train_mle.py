@@ -155,7 +155,7 @@ def main(argv):
 
     # --------------------------------------------------------------------------------------------
     # model and optimizers; all ranks start from the same weights
-    make = f"python train_mle.py --world={config.world}"
+    make = f"python train_mle.py --world={world.in_commands()}"
     run = Run("mle", config, f"{world.name}-mle", world.fingerprint, make)
     checkpoint = run.resumed
     if config.init_from and not config.resume:

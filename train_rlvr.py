@@ -397,7 +397,7 @@ def troubles(rows):
         yield f"the policy is more than 1 nat per token away from where it started; {less}"
 
 
-def log_step(run, experience, updates, watch, equal_groups, sampler_error):
+def log_step(run, experience, updates, watch, equal_groups, sampler_error, tokens):
     """Averages what a step has shown over its updates and all ranks, and writes it down."""
     row = {
         "reward": experience.rewards.mean().item(),
@@ -412,8 +412,7 @@ def log_step(run, experience, updates, watch, equal_groups, sampler_error):
     row.update({n: sum(u[n] for u in updates) / len(updates) for n in updates[0]})
     # how far the sampler's own log-probabilities are from those that the update starts from
     row["ratio_error_first"] = updates[0]["ratio_error"] if sampler_error is None else sampler_error
-    shown = "reward", "equal_groups", "kl", "entropy", "length"
-    run.log(shown, experience.count_tokens(), **row)
+    run.log(("reward", "equal_groups", "kl", "entropy", "length"), tokens, **row)
     return row
 
 
@@ -429,7 +428,7 @@ def main(argv):
 
     # --------------------------------------------------------------------------------------------
     # the policy, and the model that it starts from as a frozen reference
-    make = f"python train_mle.py --world={config.world}"
+    make = f"python train_mle.py --world={world.in_commands()}"
     run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint, make)
     checkpoint = run.resumed
     if not checkpoint:
@@ -487,8 +486,9 @@ def main(argv):
                 updates.append(update(network, optimizer, world, minibatch, config, precision))
         watch.lap("update")
 
-        row = log_step(run, experience, updates, watch, equal, sampler_error)
-        run.work += passes * all_reduce([experience.count_tokens()])[0]
+        tokens = all_reduce([experience.count_tokens()])[0]
+        run.work += passes * tokens
+        row = log_step(run, experience, updates, watch, equal, sampler_error, tokens)
         run.finite({n: row[n] for n in ("loss", "ratio", "norm", "reward")}, lambda: drawn)
         recent.append(row)
         for sentence in set(troubles(recent)) - told:

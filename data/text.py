@@ -113,7 +113,9 @@ def read_records(path, remedy):
 FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "bpe.json", "shared.json", "meta.json")
 
 
-def write_text_world(folder, domain, task, splits, vocab_size=1024, reward="", shared=None):
+def write_text_world(
+    folder, domain, task, splits, vocab_size=1024, reward="", shared=None, longest=0
+):
     """
     Writes a text world: trains the BPE on splits["train"] and puts everything into `folder` at once
     (each file is written under another name and renamed over the old one).
@@ -122,8 +124,9 @@ def write_text_world(folder, domain, task, splits, vocab_size=1024, reward="", s
     optionally, "state" (text in front of the prompt that many records share: it is run once for all
     of them), "truth" (what the answer is compared with, for the task's truth(); default: the
     response), "kind" (of game or page: metrics are also averaged over kinds) and "changed" (whether
-    anything happens). shared: JSON that the task's truth() gets beside each record. Raises BadInput
-    for an empty split, or a folder that holds files of the user's.
+    anything happens). shared: JSON that the task's truth() gets beside each record. longest:
+    records whose answer has more tokens are left out (0: none). Raises BadInput for an empty split,
+    or a folder that holds files of the user's.
     """
     folder = claim(folder, FILES)
     for split in SPLITS:
@@ -139,6 +142,7 @@ def write_text_world(folder, domain, task, splits, vocab_size=1024, reward="", s
     # every state once, however many records share it
     texts.update({record["state"]: 1 for record in splits["train"] if record.get("state")})
     merged = train_bpe(texts.items(), vocab_size, task.token_pattern)
+    splits = keep_short(splits, encoding(merged, task.token_pattern), longest)
 
     temporary = folder.with_name(folder.name + f".tmp{os.getpid()}")
     temporary.mkdir(parents=True)
@@ -165,6 +169,31 @@ def write_text_world(folder, domain, task, splits, vocab_size=1024, reward="", s
             f"{states:,} states"
         )
     print(f"{folder / 'bpe.json'}: {257 + len(merged)} tokens")
+
+
+def keep_short(splits, bpe, longest):
+    """
+    The splits without records whose answer has more than `longest` tokens (0: all stay). Says how
+    long answers are, and what an unusually long one costs.
+    """
+    texts = {record["response"] for records in splits.values() for record in records}
+    length = {text: len(bpe.encode_ordinary(text)) + 1 for text in texts}
+    kept = {}
+    for split, records in splits.items():
+        kept[split] = [r for r in records if not longest or length[r["response"]] <= longest]
+        if not kept[split]:
+            raise BadInput(
+                f"no answer of the {split} split has at most {longest} tokens: --longest"
+            )
+    lengths = [length[r["response"]] for records in kept.values() for r in records]
+    most = int(np.quantile(lengths, 0.99))
+    print(f"answers: median {int(np.median(lengths))} tokens, 99 % {most}, longest {max(lengths)}")
+    if max(lengths) > 4 * most:
+        print(
+            f"note: until a model has learned to end its answers, each is sampled to the longest "
+            f"there is, {max(lengths)} tokens; --longest={most} leaves the few longer ones out"
+        )
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------
@@ -220,6 +249,7 @@ class TextWorld(World):
         self.strata = {split: self.by_change(split, "kind") for split in SPLITS}
         # the same by state: the training records that can go behind one copy of it
         self.branches = self.by_change("train", "state")
+        self.has_states = any(record.get("state") for record in self.records["train"])
 
     def by_change(self, split, key):
         """{the records' value of key: (indices of the unchanged ones, of the changed ones)}."""
@@ -303,6 +333,8 @@ class TextWorld(World):
         and prompt proper + response is a branch. States with short and with long branches go into
         different micro-batches, so that they are not padded to each other's length.
         """
+        if not self.has_states:
+            branches = 1
         groups = []
         for i in self.draw("train", max(1, n // branches), rng, changed_fraction, kind_power):
             unchanged, changes = self.branches[self.records["train"][i].get("state") or i]

@@ -122,7 +122,7 @@ class VideoWorld(World):
         """The tokenizer of this world's frames, which must be of the right kind."""
         self.tokenizer_path = f"{OUT}/{self.name}-tokenizer/best.pt"
         dynamics = " --dynamics=16" if self.horizon > 1 else ""
-        make = f"python tokenizer_vq.py --world={self.name}{dynamics}"
+        make = f"python tokenizer_vq.py --world={self.in_commands()}{dynamics}"
         self.tokenizer = load_tokenizer(self.tokenizer_path, self.device, make)
         if bool(self.tokenizer.dynamics_tokens) != (self.horizon > 1):
             kind = "is for multi-step prediction" if self.horizon == 1 else "has no dynamics tokens"

@@ -12,6 +12,7 @@ prepared folder is.
 import importlib.util
 import json
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -228,6 +229,11 @@ class World:
     foreign_options = ()  # training options that say nothing of such a world
     kinds = False  # whether records are of several kinds, such as games
     horizon = 1
+
+    def in_commands(self):
+        """How a command names this world: by its name, or by its folder where that is elsewhere."""
+        at_home = home(self.name) == self.folder
+        return shlex.quote(self.name if at_home else str(self.folder))
 
     def terms(self, text, by_frame=False):
         """

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seed=${1:-0}
-run=robot-large-multi$([ "$seed" = 0 ] || echo "-seed$seed")
+run=robot_multi$([ "$seed" = 0 ] || echo "-seed$seed")
 
 # 1,000 training episodes of 16 frames. Half a minute.
 python data/robot/prepare.py --out=robot-large --episodes=1000 --val=0.04 --test=0.06

@@ -54,8 +54,8 @@ def tokenizer(dtype):
 
     common = [f"--dtype={dtype}", "--channels=8", "--batch_size=4", "--warmup=2", "--steps=20"]
     common += ["--eval_every=10", "--eval_frames=8", "--threads=1"]
-    tokenizer_vq.main([*common, "--world=robot"])
-    tokenizer_vq.main([*common, "--world=robot-multi", "--dynamics=16"])
+    tokenizer_vq.main([*common, "--world=./robot"])
+    tokenizer_vq.main([*common, "--world=./robot-multi", "--dynamics=16"])
 
 
 def mle(world, dtype, steps, name):
@@ -63,7 +63,7 @@ def mle(world, dtype, steps, name):
 
     options = ["--n_layer=2", "--n_head=2", "--n_kv_head=1", "--n_embd=64", "--batch_size=16"]
     options += ["--micro_batch_size=3", "--warmup=5", "--eval_every=50", "--eval_records=8"]
-    options += [f"--world={world}", f"--dtype={dtype}", f"--steps={steps}", f"--name={name}"]
+    options += [f"--world=./{world}", f"--dtype={dtype}", f"--steps={steps}", f"--name={name}"]
     options += ["--threads=1"]
     if world == "textgame":
         options += ["--changed_fraction=0.5", "--kind_power=0.5", "--permute_ids=0.3"]
@@ -77,7 +77,7 @@ def rlvr(world, dtype, start, name):
     options = ["--prompts_per_step=6", "--group_size=5", "--micro_batch_size=4", "--steps=4"]
     options += ["--eval_every=2", "--eval_records=8", "--warmup=2", "--lr=0.001", "--threads=1"]
     options += ["--entropy_coef=0.01", "--kl_coef=0.1"]
-    options += [f"--world={world}", f"--dtype={dtype}", f"--init_from={start}", f"--name={name}"]
+    options += [f"--world=./{world}", f"--dtype={dtype}", f"--init_from={start}", f"--name={name}"]
     if world == "textgame":
         options += ["--changed_fraction=0.5", "--kind_power=0.5", "--permute_ids=0.3"]
         options += ["--update_epochs=2"]

@@ -1,5 +1,7 @@
-"""Stop, resume, break and misuse: what a long run must survive, and what it says when it cannot go on."""
-import json
+"""
+Stop, resume, break and misuse: what a long run must survive, and what it says when it cannot go on.
+"""
+
 import os
 import random
 import signal
@@ -8,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,90 +20,127 @@ import train_mle
 import train_rlvr
 from common import BadInput
 from tests import soak
-from tests.test_scripts import ROOT, run
+from tests.soak import small
+from tests.test_scripts import MLE, ROOT, logged, progress, run, train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
-    run(folder, "data/textgame/prepare.py", "--preset=smoke", "--out=textgame")
-    run(folder, "train_mle.py", "--preset=smoke", "--world=textgame")
+    run(folder, "data/textgame/prepare.py", "--out=./textgame")
+    run(folder, "train_mle.py", "--world=./textgame")
     return folder
 
 
-def test_random_kills_damage_and_resumes_change_nothing(monkeypatch, capfd):
-    """A minute of `make soak`: SIGKILL, SIGTERM, torn and flipped checkpoints over the three training scripts."""
+def test_random_kills_damage_and_resumes_change_nothing(monkeypatch):
+    """
+    A minute of `make soak`: SIGKILL, SIGTERM, torn and flipped checkpoints over the three training
+    scripts.
+    """
     monkeypatch.chdir(ROOT)
     faults, rounds, lost = soak.soak(minutes=0.75, seed=3)
     assert lost == 0 and rounds >= 2 and faults >= 5
 
 
-def test_soak_would_notice(tmp_path):
-    """The comparison is no formality: one changed weight, or one line of metrics that is missing or stands twice, is another outcome."""
+def test_soak_would_notice():
+    """
+    The comparison is no formality: one changed weight, or one line of metrics that is missing or
+    stands twice, is another outcome.
+    """
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
     good = [torch.ones(3)], rows
     assert soak.same(good, ([torch.ones(3)], [dict(row) for row in rows]))
     assert not soak.same(good, ([torch.tensor([1, 1, 1 + 1e-6])], rows))
-    assert not soak.same(good, ([torch.ones(3)], rows[:1])) and not soak.same(good, ([torch.ones(3)], rows + rows[-1:]))
+    assert not soak.same(good, ([torch.ones(3)] * 2, rows))
+    assert not soak.same(good, ([torch.ones(3)], rows[:1]))
+    assert not soak.same(good, ([torch.ones(3)], rows + rows[-1:]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_and_says_how_to_go_on(house, tmp_path, number):
-    command = [sys.executable, str(ROOT / "train_mle.py"), "--preset=smoke", f"--world={house / 'textgame'}", "--steps=100000", "--eval_every=50"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    log = tmp_path / "out/textgame-mle/metrics.jsonl"
-    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
-        time.sleep(0.1)
+    options = small(train_mle, world=house / "textgame", steps=100000, eval_every=50)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_mle.py"), *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ONE_THREAD,
+    )
+    wait_for_lines(process, tmp_path / "out/textgame-mle")
     process.send_signal(number)
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 0, printed
     line = next(line for line in printed.splitlines() if line.startswith("stopped after step"))
     step = int(line.split()[3].rstrip(","))
     assert line.endswith("--resume") and "train_mle.py" in line and "Traceback" not in printed
-    assert common.load_checkpoint(tmp_path / "out/textgame-mle/last.pt")["progress"][0] == step
+    assert progress(tmp_path / "out/textgame-mle/last.pt")["step"] == step
 
 
-def save(path, value, keep=True):
-    common.save_checkpoint(path, {"model": {"w": torch.full((1000,), float(value))}, "model_config": {}, "stage": "test", "value": value}, keep)
+def wait_for_lines(process, folder, lines=2):
+    """Until a run has written so many lines of metrics, or ended."""
+    log = folder / "metrics.jsonl"
+    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= lines):
+        time.sleep(0.05)
+
+
+# --------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def save(path, value, n=1000):
+    model = {"w": torch.full((n,), float(value))}
+    checkpoint = {"model": model, "model_config": {}, "stage": "mle", "progress": {"step": value}}
+    common.save_checkpoint(path, checkpoint)
+
+
+def newest(path):
+    """The checkpoint that --resume would go on from."""
+    return common.newest_checkpoint(path, "python train_mle.py", "mle")
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed_and_the_one_before_is_used(tmp_path, capsys):
-    path, rng = tmp_path / "last.pt", random.Random(0)
+    path = tmp_path / "last.pt"
+    rng = random.Random(0)
     noticed = 0
-    for n in range(60):
+    for _ in range(60):
         for old in tmp_path.iterdir():
             old.unlink()
         save(path, 1)
         save(path, 2)
         soak.damage(path, rng)
-        checkpoint = common.newest_checkpoint(path)
-        whole = torch.full((1000,), float(checkpoint["value"]))  # a bit of the zip's padding may flip without harm
-        assert checkpoint["value"] in (1, 2) and torch.equal(checkpoint["model"]["w"], whole)
-        noticed += checkpoint["value"] == 1
+        checkpoint = newest(path)
+        value = checkpoint["progress"]["step"]
+        # a bit of the zip's padding may flip without harm
+        assert value in (1, 2)
+        assert torch.equal(checkpoint["model"]["w"], torch.full((1000,), float(value)))
+        noticed += value == 1
     assert noticed > 40
     said = capsys.readouterr().err
     assert said.count("damaged") == noticed and said.count("last-before.pt instead") == noticed
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, monkeypatch):
-    """Killed in the middle of the first save after going on from the one before: there is still a good one."""
+    """Killed in the first save after going on from the one before: there is still a good one."""
     path = tmp_path / "last.pt"
     save(path, 1)
     save(path, 2)
     path.write_bytes(path.read_bytes()[:100])
-    assert common.newest_checkpoint(path)["value"] == 1
+    assert newest(path)["progress"]["step"] == 1
     replace = os.replace
 
     def killed(source, target):
         if Path(target) == path:
             raise KeyboardInterrupt
         replace(source, target)
+
     monkeypatch.setattr(common.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save(path, 3)
-    assert common.newest_checkpoint(path)["value"] == 1
+    assert newest(path)["progress"]["step"] == 1
 
 
 def test_both_damaged_is_one_sentence(tmp_path):
@@ -109,74 +149,109 @@ def test_both_damaged_is_one_sentence(tmp_path):
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BadInput, match="damaged"):
-        common.newest_checkpoint(tmp_path / "last.pt")
+        newest(tmp_path / "last.pt")
 
 
 def test_hostile_checkpoints_are_refused(tmp_path):
-    """A zip bomb under a checkpoint's name is not unpacked; other zips, tensors and texts are no checkpoints."""
+    """
+    A zip bomb under a checkpoint's name is not unpacked; other zips, tensors and texts are no
+    checkpoints.
+    """
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as file:
         with file.open("archive/data/0", "w", force_zip64=True) as entry:
             for _ in range(200):
-                entry.write(bytes(10 ** 7))  # 2 GB of zeros
+                entry.write(bytes(10**7))  # 2 GB of zeros
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     torch.save({"model": {}}, tmp_path / "keys.pt")
     (tmp_path / "text.pt").write_text("hello")
     for name in ("bomb", "tensor", "keys", "text"):
         start = time.perf_counter()
-        with pytest.raises(BadInput, match=f"{name}.pt is not a checkpoint of ours or is damaged"):
+        with pytest.raises(BadInput, match=f"{name}.pt is not a checkpoint of this version or is"):
             common.load_checkpoint(tmp_path / f"{name}.pt")
         assert time.perf_counter() - start < 2
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     """A limit on the size of files stands in for the full disk."""
-    code = ("import resource, signal, torch, common\n"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "whole = lambda n: {'model': {'w': torch.ones(n)}, 'model_config': {}, 'stage': 'test'}\n"
-            "common.save_checkpoint('a.pt', whole(10))\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-            "common.run_main(lambda argv: common.save_checkpoint('a.pt', whole(10 ** 6)))\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 2 and "could not save a.pt" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    code = (
+        "import resource, signal, common\n"
+        "from tests.test_faults import save\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "save('a.pt', 1, 10)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "common.run_main(lambda argv: save('a.pt', 1, 10**6))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    said = done.stderr
+    assert done.returncode == 2 and "could not save a.pt" in said and "Traceback" not in said, said
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
     assert len(common.load_checkpoint(tmp_path / "a.pt")["model"]["w"]) == 10
 
 
 def test_resume_with_another_model_is_refused(house):
-    printed = run(house, "train_mle.py", "--preset=smoke", "--world=textgame", "--resume", "--n_layer=3", code=2)
+    options = small(train_mle, world="./textgame", out="out/smoke", n_layer=3, resume=True)
+    printed = run(house, "train_mle.py", *options, code=2, smoke=False)
     assert "--n_layer=1" in printed
 
 
+def a_run(folder):
+    """A Run as far as its log goes."""
+    config = SimpleNamespace(out=folder, name="run", resume=False, wandb="")
+    return common.Run("mle", config, "run")
+
+
 def test_the_length_of_the_metrics_is_right_before_the_first_line_too(tmp_path):
-    """Resumed and stopped again at once, a checkpoint must not keep the length that the file had before its end was dropped."""
-    log = common.MetricsLog(tmp_path, {})
-    log.write(1, loss=2.0)
-    kept = log.position()
-    log.write(2, loss=1.0)
-    again = common.MetricsLog(tmp_path, {}, position=kept)
-    assert again.position() == kept == (tmp_path / "metrics.jsonl").stat().st_size
+    """
+    Resumed and stopped again at once, a checkpoint must not keep the length that the file had
+    before its end was dropped.
+    """
+    first = a_run(tmp_path)
+    first.open_log(0)
+    path = tmp_path / "run" / "metrics.jsonl"
+    first.write(1, loss=2.0)
+    kept = first.file.tell()
+    first.write(2, loss=1.0)
+    again = a_run(tmp_path)
+    again.open_log(kept)
+    assert again.file.tell() == kept == path.stat().st_size
     again.write(2, loss=1.0)
-    assert again.position() == (tmp_path / "metrics.jsonl").stat().st_size > kept
+    assert again.file.tell() == path.stat().st_size > kept
+    assert [row["step"] for row in logged(tmp_path / "run")] == [1, 2]
 
 
+# --------------------------------------------------------------------------------------------------
 # Numbers that go wrong
 
 
-def test_guard_skips_counts_and_stops():
-    guard = common.Guard("last.pt", limit=3)
-    for step, loss in enumerate([1.0, float("nan"), 2.0, float("inf"), float("nan")]):
-        assert guard.finite(step, {"loss": loss}, lambda: [7]) == (loss in (1.0, 2.0))
-    assert guard.skipped == 3
-    with pytest.raises(BadInput, match=r"3 updates in a row up to step 5.*loss nan.*records 7, 9.*last.pt.*--resume"):
-        guard.finite(5, {"loss": float("nan")}, lambda: [7, 9])
+def test_what_is_not_finite_is_skipped_and_counted_and_the_third_in_a_row_stops(tmp_path, capsys):
+    run = a_run(tmp_path)
+    for loss in (1.0, float("nan"), 2.0, float("inf"), float("nan")):
+        assert run.finite({"loss": loss}, lambda: [7]) == (loss in (1.0, 2.0))
+    assert run.skipped == 3
+    assert "loss inf; update skipped (2 so far)" in capsys.readouterr().out
+    told = r"3 updates in a row.*loss nan.*records 7, 9.*run/last.pt.*--resume"
+    with pytest.raises(BadInput, match=told):
+        run.finite({"loss": float("nan")}, lambda: [7, 9])
 
 
 @pytest.mark.parametrize("script", ["mle", "rlvr"])
-def test_a_loss_that_is_not_finite_never_reaches_the_weights(house, tmp_path, monkeypatch, script, capsys):
-    """At step 1 the gradient is NaN: that update is skipped; from step 2 on all are: the run stops, and its last checkpoint is sound."""
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    house, tmp_path, monkeypatch, script, capsys
+):
+    """
+    At step 1 the gradient is NaN: that update is skipped; from step 4 on all are: the run stops,
+    and its last checkpoint is sound.
+    """
     monkeypatch.chdir(tmp_path)
     module = {"mle": train_mle, "rlvr": train_rlvr}[script]
-    clip, calls = torch.nn.utils.clip_grad_norm_, []
+    clip = torch.nn.utils.clip_grad_norm_
+    calls = []
 
     def poisoned(parameters, most):
         parameters = list(parameters)
@@ -184,68 +259,101 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(house, tmp_path, mo
         if len(calls) == 2 or len(calls) > 4:
             parameters[0].grad.fill_(float("nan"))
         return clip(parameters, most)
+
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
-    arguments = ["--preset=smoke", f"--world={house / 'textgame'}", "--steps=50"]
-    arguments += ["--eval_every=3"] if script == "mle" else ["--eval_every=3", "--updates=1", f"--init_from={house / 'out/textgame-mle/best.pt'}"]
-    with pytest.raises(BadInput, match=r"3 updates in a row.*gradient norm nan|3 updates in a row.*norm nan"):
-        module.main(arguments)
-    assert "this update is skipped (1 so far)" in capsys.readouterr().err
+    options = {} if script == "mle" else {"num_minibatches": 1}
+    with pytest.raises(BadInput, match=r"3 updates in a row.*norm nan"):
+        train(module, house, steps=50, eval_every=3, **options)
+    assert "update skipped (1 so far)" in capsys.readouterr().out
     checkpoint = common.load_checkpoint(tmp_path / f"out/textgame-{script}/last.pt")
-    assert checkpoint["progress"][0] >= 3 and all(value.isfinite().all() for value in checkpoint["model"].values())
+    assert checkpoint["progress"]["step"] >= 3
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
 
 
 def test_troubles_are_named():
     fine = {"equal_groups": 0.5, "limit": 0.0, "kl": 0.1}
-    assert not train_rlvr.troubles([fine] * 30)
-    assert set(train_rlvr.troubles([{**fine, "equal_groups": 1.0}] * 20)) == {"equal"} and not train_rlvr.troubles([{**fine, "equal_groups": 1.0}] * 19)
-    assert set(train_rlvr.troubles([{**fine, "limit": 0.6, "kl": 2.0}])) == {"limit", "kl"}
+    equal = {**fine, "equal_groups": 1.0}
+    assert not list(train_rlvr.troubles([fine] * 20))
+    assert not list(train_rlvr.troubles([equal] * 19))
+    (told,) = train_rlvr.troubles([equal] * 20)
+    assert "equal rewards" in told
+    never_end, far_away = train_rlvr.troubles([{**fine, "limit": 0.6, "kl": 2.0}])
+    assert "never end" in never_end and "nat per token" in far_away
 
 
+# --------------------------------------------------------------------------------------------------
 # Two processes
 
 
+def torchrun(port, *words):
+    """A command line for two processes."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    return [*start, f"--master_port={port}", *map(str, words)]
+
+
 def test_one_failing_rank_ends_all_of_them_with_its_error(house, tmp_path):
-    code = ("import sys, torch; sys.path.insert(0, %r); import train_mle, data.text, os\n"
-            "draw = data.text.TextWorld.draw\n"
-            "def fail(self, *a, **k):\n"
-            "    fail.calls += 1\n"
-            "    if os.environ['RANK'] == '1' and fail.calls > 3: raise RuntimeError('rank 1 broke')\n"
-            "    return draw(self, *a, **k)\n"
-            "fail.calls = 0\n"
-            "data.text.TextWorld.draw = fail\n"
-            "train_mle.main(['--preset=smoke', '--world=%s', '--steps=100000'])\n" % (str(ROOT), house / "textgame"))
-    (tmp_path / "fail.py").write_text(code)
+    options = small(train_mle, world=house / "textgame", steps=100000)
+    (tmp_path / "fail.py").write_text(
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import train_mle, data.text\n"
+        "draw = data.text.TextWorld.draw\n"
+        "def fail(self, *a, **k):\n"
+        "    fail.calls += 1\n"
+        "    if os.environ['RANK'] == '1' and fail.calls > 3: raise RuntimeError('rank 1 broke')\n"
+        "    return draw(self, *a, **k)\n"
+        "fail.calls = 0\n"
+        "data.text.TextWorld.draw = fail\n"
+        f"train_mle.main({options!r})\n"
+    )
     start = time.time()
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29613", "fail.py"], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        torchrun(29613, "fail.py"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=ONE_THREAD,
+    )
     assert done.returncode != 0 and "rank 1 broke" in done.stderr and time.time() - start < 60
 
 
-@pytest.mark.parametrize("script,steps,every,port", [("train_mle.py", 40, 5, 29615), ("train_rlvr.py", 8, 1, 29617)])
-def test_two_processes_resume_as_if_never_stopped(house, tmp_path, script, steps, every, port):
-    """Killed and resumed under torchrun with two gloo processes: the weights of the undisturbed run."""
-    start = [f"--init_from={house / 'out/textgame-mle/best.pt'}"] * (script == "train_rlvr.py")
-
-    def torchrun(*arguments):
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", str(ROOT / script), "--preset=smoke",
-                f"--world={house / 'textgame'}", f"--steps={steps}", f"--eval_every={every}", *start, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(torchrun("--name=whole"), cwd=tmp_path, check=True, capture_output=True, env=environment, timeout=200)
-    process = subprocess.Popen(torchrun("--name=cut"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
-    log = tmp_path / "out/cut/metrics.jsonl"
-    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)  # torchrun itself dies; its children lose their parent
-    process.communicate()
-    for pid in (int(p) for p in os.listdir("/proc") if p.isdigit()):
+def kill_all_in(folder):
+    """SIGKILL for every process of ours that works in a folder of this test's own."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if b"--name=cut" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+            if os.readlink(f"/proc/{pid}/cwd") == str(folder.resolve()):
+                os.kill(int(pid), signal.SIGKILL)
         except OSError:
             pass
-    subprocess.run(torchrun("--name=cut", "--resume"), cwd=tmp_path, check=True, capture_output=True, env=environment, timeout=200)
-    whole, cut = (common.load_checkpoint(tmp_path / "out" / name / "last.pt") for name in ("whole", "cut"))
-    assert whole["progress"][0] == cut["progress"][0] == steps  # and no more steps than were asked for
-    assert all(torch.equal(whole["model"][name], cut["model"][name]) for name in whole["model"])
-    logged = [[json.loads(line)["step"] for line in (tmp_path / "out" / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
-    assert logged[0] == logged[1]
+
+
+@pytest.mark.parametrize(
+    "module,steps,every,port", [(train_mle, 40, 5, 29615), (train_rlvr, 8, 1, 29617)]
+)
+def test_two_processes_resume_as_if_never_stopped(house, tmp_path, module, steps, every, port):
+    """Killed and resumed under torchrun with two processes: the weights of the undisturbed run."""
+    options = small(module, world=house / "textgame", steps=steps, eval_every=every)
+    if module is train_rlvr:
+        options.append(f"--init_from={house / MLE}")
+    command = torchrun(port, ROOT / f"{module.__name__}.py", *options)
+    where = dict(cwd=tmp_path, env=ONE_THREAD)
+    quiet = dict(check=True, capture_output=True, timeout=200)
+    subprocess.run([*command, "--name=whole"], **where, **quiet)
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([*command, "--name=cut"], **where, **output)
+    paths = [tmp_path / "out" / name / "last.pt" for name in ("whole", "cut")]
+    while process.poll() is None and not paths[1].is_file():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)  # torchrun itself dies; its children lose their parent
+    process.communicate()
+    kill_all_in(tmp_path)
+    assert progress(paths[1])["step"] < steps
+    subprocess.run([*command, "--name=cut", "--resume"], **where, **quiet)
+    whole, cut = map(common.load_checkpoint, paths)
+    # and no more steps than were asked for
+    assert whole["progress"]["step"] == cut["progress"]["step"] == steps
+    assert whole["progress"]["work"] == cut["progress"]["work"]
+    for name, value in whole["model"].items():
+        assert torch.equal(value, cut["model"][name])
+    lines = [[row["step"] for row in logged(path.parent)] for path in paths]
+    assert lines[0] == lines[1]

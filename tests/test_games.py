@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from data.textgame.games import (  # noqa: E402
+from data.textgame.games import (
     KINDS,
     Baking,
     Circuit,

@@ -15,6 +15,7 @@ from common import BadInput
 from data.episodes import read_episode, read_episodes, read_world_episodes, write_episode
 from data.robot import prepare
 from data.robot.sim import LIFT, STEP, TASKS, Table, episode, policy
+from data.world import SPLITS
 
 
 def a_table(seed=0, **state):
@@ -152,44 +153,113 @@ def test_repeating_the_last_frame_is_far_worse_than_31_dB():
 # Worlds on disk
 
 
+# a few short episodes, a third of them for each of validation and test
+SMALL = ["--frames=9", "--horizon=3", "--val=0.3", "--test=0.3"]
+
+
 def test_prepare_writes_two_worlds_of_one_data_set(tmp_path, capsys):
-    prepare.main(["--preset=smoke", f"--out={tmp_path / 'r'}"])
+    prepare.main([*SMALL, "--episodes=6", f"--out={tmp_path / 'r'}"])
     single = json.loads((tmp_path / "r" / "meta.json").read_text())
     multi = json.loads((tmp_path / "r-multi" / "meta.json").read_text())
     assert single["horizon"] == 1 and multi["horizon"] == 3 and "PSNR" in capsys.readouterr().out
     splits = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         splits[split] = read_world_episodes(tmp_path / "r", split)
     assert [len(e) for e in splits.values()] == [6, 2, 2]
-    pictures = [image.tobytes() for episodes in splits.values() for image, _ in episodes]
+    pictures = [e.image.tobytes() for episodes in splits.values() for e in episodes]
     assert len(set(pictures)) == 10  # no episode stands in two splits
     again = read_world_episodes(tmp_path / "r-multi", "val")
-    assert np.array_equal(again[0][0], splits["val"][0][0])
-    low = np.min([action.min(0) for _, action in splits["train"]], axis=0)
+    assert np.array_equal(again[0].image, splits["val"][0].image)
+    low = np.min([e.action.min(0) for e in splits["train"]], axis=0)
     assert single["action_low"] == pytest.approx(low.tolist())
     # over the old one
     options = ["--episodes=4", "--height=32", "--width=48"]
-    prepare.main(["--preset=smoke", f"--out={tmp_path / 'r'}", *options])
+    prepare.main([*SMALL, f"--out={tmp_path / 'r'}", *options])
     train = read_world_episodes(tmp_path / "r", "train")
-    assert len(train) == 4 and train[0][0].shape[1:] == (32, 48, 3)
+    assert len(train) == 4 and train[0].image.shape[1:] == (32, 48, 3)
     assert {path.name for path in tmp_path.iterdir()} == {"r", "r-multi"}
 
 
+def own_episodes(folder, n):
+    """Writes n episodes with states, as a user may have them, and returns them as Episodes."""
+    folder.mkdir(parents=True)
+    for i in range(n):
+        image, action, state, *_ = episode([9, i], 9)
+        write_episode(folder / f"{i}.npz", image, action, state=state)
+    return read_episodes(folder)
+
+
 def test_your_own_episodes_are_split(tmp_path):
-    for n in range(10):
-        write_episode(tmp_path / f"{n}.npz", *episode([9, n], 9)[:2])
+    written = own_episodes(tmp_path / "mine", 10)
     options = ["--source=episodes", "--val=0.2", "--test=0.3"]
-    prepare.main([f"--path={tmp_path}", f"--out={tmp_path / 'w'}", *options])
-    counts = [len(read_world_episodes(tmp_path / "w", split)) for split in ("train", "val", "test")]
-    assert counts == [5, 2, 3]
+    prepare.main([f"--path={tmp_path / 'mine'}", f"--out={tmp_path / 'w'}", *options])
+    found = [read_world_episodes(tmp_path / "w", split) for split in SPLITS]
+    assert [len(part) for part in found] == [5, 2, 3]
+    # each stands in one split, with what was recorded beside its pixels
+    key = lambda e: (e.image.tobytes(), e.action.tobytes(), e.state.tobytes())
+    assert {key(e) for part in found for e in part} == set(map(key, written))
 
 
 def test_real_clips_become_a_world(shared, tmp_path):
     out = tmp_path / "bridge"
     prepare.main(["--source=episodes", f"--path={shared / 'data/bridge_debug'}", f"--out={out}"])
     train = read_world_episodes(out, "train")
-    assert train[0][0].shape == (10, 64, 64, 3) and train[0][1].shape == (10, 7)
-    assert sum(len(read_world_episodes(out, split)) for split in ("train", "val", "test")) == 25
+    assert train[0].image.shape == (10, 64, 64, 3) and train[0].action.shape == (10, 7)
+    assert sum(len(read_world_episodes(out, split)) for split in SPLITS) == 25
+
+
+def everything_in(folder):
+    """{path: bytes} of all files under a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "path,out,words",
+    [
+        ("mine/train", "mine", "lie within each other"),
+        ("mine/train", "mine/train", "lie within each other"),
+        ("mine/train", "mine/train/world", "lie within each other"),
+        ("mine/train", "mine/val/../train", "lie within each other"),
+        ("mine/train", "link", "lie within each other"),
+        ("mine/train", "other", "holds train, which no prepare.py has written"),
+        ("mine/train", "theirs", "holds meta.json, which no prepare.py has written"),
+        ("mine/train", "half", "holds meta.json, which no prepare.py has written"),
+        ("", "other", "holds train, which no prepare.py has written"),
+        ("", "mine", "holds train, val, which no prepare.py has written"),
+        ("", "file", "is a file"),
+    ],
+)
+def test_prepare_never_removes_what_is_yours(tmp_path, path, out, words):
+    """
+    Guards against a world that replaces a user's own episodes: --out=DIR with --path=DIR/train
+    removed them all. Refused in one sentence, and every file is as it was.
+    """
+    own_episodes(tmp_path / "mine" / "train", 10)
+    own_episodes(tmp_path / "other" / "train", 2)
+    (tmp_path / "mine" / "val").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine" / "train")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "meta.json").write_text('{"my": "notes"}')
+    (tmp_path / "half-multi").mkdir()
+    (tmp_path / "half-multi" / "meta.json").write_text("[1, 2]")
+    (tmp_path / "file").write_text("notes")
+    before = everything_in(tmp_path)
+    options = ["--source=episodes", f"--path={tmp_path / path}"] if path else []
+    with pytest.raises(BadInput, match=words) as error:
+        prepare.main([*options, "--episodes=2", *SMALL, f"--out={tmp_path / out}"])
+    assert "\n" not in str(error.value)
+    assert everything_in(tmp_path) == before
+    assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
+
+
+def test_a_world_of_ours_is_replaced_and_what_else_lies_there_stays(tmp_path):
+    """Guards against a claim so strict that no world can be made again."""
+    out = tmp_path / "w"
+    prepare.main([*SMALL, "--episodes=3", f"--out={out}"])
+    (out / "task.py").write_text("TASK = None")
+    prepare.main([*SMALL, "--episodes=4", f"--out={out}"])
+    assert len(read_world_episodes(out, "train")) == 4
+    assert (out / "task.py").read_text() == "TASK = None"
 
 
 IMAGE = np.zeros((5, 8, 8, 3), np.uint8)
@@ -251,9 +321,17 @@ def test_mixed_or_short_episodes_get_a_sentence(tmp_path):
     write_episode(tmp_path / "b.npz", IMAGE, np.zeros((5, 3), np.float32))
     with pytest.raises(BadInput, match="b.npz has 3 numbers an action"):
         read_episodes(tmp_path)
-    with pytest.raises(BadInput, match="at least three"):
-        (tmp_path / "b.npz").unlink()
-        prepare.main(["--source=episodes", f"--path={tmp_path}", f"--out={tmp_path / 'w'}"])
+    (tmp_path / "b.npz").unlink()
+    write_episode(tmp_path / "b.npz", IMAGE, ACTION, state=np.zeros((5, 1)))
+    with pytest.raises(BadInput, match="b.npz and a.npz have states of different sizes"):
+        read_episodes(tmp_path)
+
+
+def test_too_few_episodes_get_a_sentence(tmp_path):
+    own_episodes(tmp_path / "mine", 2)
+    with pytest.raises(BadInput, match="none is left to train on"):
+        options = [f"--path={tmp_path / 'mine'}", f"--out={tmp_path / 'w'}"]
+        prepare.main(["--source=episodes", *options])
     assert not (tmp_path / "w").exists()
-    with pytest.raises(BadInput, match="no video world"):
+    with pytest.raises(BadInput, match="there is no world in .*nowhere"):
         read_world_episodes(tmp_path / "nowhere", "train")

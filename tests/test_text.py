@@ -59,30 +59,55 @@ def check_round_trip(state, next_id, game, difference, defaults):
     return answer
 
 
+def check_record(t, defaults):
+    """The same for a transition of games.transitions(), or of a file of ByteSized32."""
+    own = defaults[t["game"]]
+    return check_round_trip(game_state(t), t["uuid_base"], t["game"], t["diff"], own)
+
+
 def test_procedural_records_round_trip(transitions):
-    defaults = prepare.type_defaults([prepare.compact(json.dumps(t), "here") for t in transitions])
+    read = [json.loads(json.dumps(t)) for t in transitions]
+    defaults = prepare.type_defaults([prepare.compact(t, "here") for t in read])
     assert any(defaults[game][type_] for game in defaults for type_ in defaults[game])
     for t in transitions:
-        answer = check_round_trip(game_state(t), t["uuid_base"], t["game"], t["diff"], defaults[t["game"]])
+        answer = check_record(t, defaults)
         assert (answer == lines.SAME) == (not t["changed"])
 
 
 @pytest.mark.parametrize("file,every", [("test", 1), ("train", 20)])
 def test_real_records_round_trip(shared, file, every):
-    """Every record of the test set and every 20th of training (all 155,766 were checked once; it takes 25 s)."""
-    defaults = {game: about["defaults"] for game, about in json.loads((shared / "data/bytesized32/games.json").read_text()).items()}
+    """
+    Every record of the test set and every 20th of training (all 155,766 were checked once; it takes
+    25 s).
+    """
+    about = json.loads((shared / "data/bytesized32/games.json").read_text())
+    defaults = {game: value["defaults"] for game, value in about.items()}
     with gzip.open(shared / f"data/bytesized32/{file}.jsonl.gz", "rt") as records:
         for number, line in enumerate(records):
             if number % every == 0:
-                t = json.loads(line)
-                check_round_trip(game_state(t), t["uuid_base"], t["game"], t["diff"], defaults[t["game"]])
+                check_record(json.loads(line), defaults)
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
-objects = st.lists(st.builds(dict, name=st.text(min_size=1, max_size=8), type=st.sampled_from(["Cup", "Stove"]), contains=st.just([]),
-                             properties=st.dictionaries(st.sampled_from(["isOn", "t", "color", "x_1"]), json_values, max_size=3)),
-                   min_size=2, max_size=4)
+def lists_and_dictionaries(inner):
+    return st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+
+
+plain_values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+json_values = st.recursive(
+    plain_values | st.text(max_size=12), lists_and_dictionaries, max_leaves=5
+)
+property_names = st.sampled_from(["isOn", "t", "color", "x_1"])
+objects = st.lists(
+    st.builds(
+        dict,
+        name=st.text(min_size=1, max_size=8),
+        type=st.sampled_from(["Cup", "Stove"]),
+        contains=st.just([]),
+        properties=st.dictionaries(property_names, json_values, max_size=3),
+    ),
+    min_size=2,
+    max_size=4,
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -94,22 +119,71 @@ def test_any_state_and_difference_round_trip(before, after, score, data):
         if data.draw(st.booleans()):
             item["name"] = f"{item['name']} (ID: {i})"
     names = list({item["name"] for item in before})
-    before[0]["contains"] = data.draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
+    some_names = st.lists(st.sampled_from(names), max_size=3, unique=True)
+    before[0]["contains"] = data.draw(some_names)
     state = before + [{"score": score, "gameOver": False, "gameWon": False}]
     for i, item in enumerate(after):
         item["uuid"] = i
         if i < len(before):
             item["name"] = before[i]["name"]
-    after[0]["contains"] = data.draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
-    if len(names) < len(before) or len({item["name"] for item in before + after}) < max(len(before), len(after)):
+    after[0]["contains"] = data.draw(some_names)
+    all_names = {item["name"] for item in before + after}
+    if len(names) < len(before) or len(all_names) < max(len(before), len(after)):
         return  # equal names cannot be told apart; the real data's are unique among the contained
     defaults = {"Cup": {"isOn": True, "t": 1}}
-    check_round_trip(state, 9, "some game", {"modified": after, "removed": [], "score": {"score": 1, "gameOver": True, "gameWon": False}}, defaults)
+    new_score = {"score": 1, "gameOver": True, "gameWon": False}
+    difference = {"modified": after, "removed": [], "score": new_score}
+    check_round_trip(state, 9, "some game", difference, defaults)
 
 
-BAD_ANSWERS = ["", " ", "same ", "same\n", "\nsame", "sam", "#99 isOn", "#1", "#1  isOn", "gone", "gone #99", "gone #1#1", "score", "score x", "score 1 won over",
-               "score 1\nscore 1", "new #1 cup : Cup", "new #77 cup", "#1 -#99", "#1 +#99", "#1 isOn=", "#1 isOn={", "#1 isOn=[1", "#1 @uuid=3",
-               "#1 ~nothing", "#1 nothing+=1", "#1 isOpen+=1", "#1 isOpen[\"a\"]=1", "#1 nothing[\"a\"]=1", "#1 x[\"a\"", "#1 x+=", "#1 x+=1e9", "#1 x+=" + "9" * 5000, "#1 ->", "#1 ->#99", "#1 ->1", "new #77 cup : Cup ->#99", "isOn\ngone", "#1 isOn\nsame", "#1 isOn\n#1 isOn", "#1 isOn hello=", "[" * 5000, "#1 x=" + "[" * 5000, "#1 x=" + "9" * 5000, "\ud800", "#١ isOn"]
+BAD_ANSWERS = [
+    "",
+    " ",
+    "same ",
+    "same\n",
+    "\nsame",
+    "sam",
+    "#99 isOn",
+    "#1",
+    "#1  isOn",
+    "gone",
+    "gone #99",
+    "gone #1#1",
+    "score",
+    "score x",
+    "score 1 won over",
+    "score 1\nscore 1",
+    "new #1 cup : Cup",
+    "new #77 cup",
+    "#1 -#99",
+    "#1 +#99",
+    "#1 isOn=",
+    "#1 isOn={",
+    "#1 isOn=[1",
+    "#1 @uuid=3",
+    "#1 ~nothing",
+    "#1 nothing+=1",
+    "#1 isOpen+=1",
+    '#1 isOpen["a"]=1',
+    '#1 nothing["a"]=1',
+    '#1 x["a"',
+    "#1 x+=",
+    "#1 x+=1e9",
+    "#1 x+=" + "9" * 5000,
+    "#1 ->",
+    "#1 ->#99",
+    "#1 ->1",
+    "new #77 cup : Cup ->#99",
+    "isOn\ngone",
+    "#1 isOn\nsame",
+    "#1 isOn\n#1 isOn",
+    "#1 isOn hello=",
+    "[" * 5000,
+    "#1 x=" + "[" * 5000,
+    "#1 x=" + "9" * 5000,
+    "\ud800",
+    "#١ isOn",
+]
 
 
 @pytest.mark.parametrize("answer", BAD_ANSWERS)
@@ -125,10 +199,12 @@ def test_malformed_answers_are_refused_and_worth_nothing(world, answer):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet="#0123 isOn=-+>~!@\"[]{}:\nscoregonewsam", max_size=40))
+@given(st.text(alphabet='#0123 isOn=-+>~!@"[]{}:\nscoregonewsam', max_size=40))
 def test_any_answer_is_read_or_refused(text):
-    state = [{"name": "box (ID: 1)", "uuid": 1, "type": "Box", "properties": {"isOn": False}, "contains": ["cup (ID: 2)"]},
-             {"name": "cup (ID: 2)", "uuid": 2, "type": "Cup", "properties": {}, "contains": []}, {"score": 0, "gameOver": False, "gameWon": False}]
+    box = {"name": "box (ID: 1)", "uuid": 1, "type": "Box", "properties": {"isOn": False}}
+    box["contains"] = ["cup (ID: 2)"]
+    cup = {"name": "cup (ID: 2)", "uuid": 2, "type": "Cup", "properties": {}, "contains": []}
+    state = [box, cup, {"score": 0, "gameOver": False, "gameWon": False}]
     try:
         difference = lines.read_difference(text, state, {})
     except ValueError:
@@ -136,30 +212,57 @@ def test_any_answer_is_read_or_refused(text):
     assert set(difference) == {"modified", "removed", "score"}
 
 
+def thing(uuid, name, contains=(), **properties):
+    item = {"name": f"{name} (ID: {uuid})", "uuid": uuid, "type": name.title()}
+    return {**item, "properties": properties, "contains": list(contains)}
+
+
 def test_compact_language_by_hand():
     """The lines of the module's docstring, each against the difference it stands for."""
-    def thing(uuid, name, contains=(), **properties):
-        return {"name": f"{name} (ID: {uuid})", "uuid": uuid, "type": name.title(), "properties": properties, "contains": list(contains)}
-    cup, box, room = thing(6, "cup"), thing(0, "box"), thing(1, "room", ["cup (ID: 6)", "box (ID: 0)"], isOn=False, t=20, wires={"a": None, "n": 1})
+    cup = thing(6, "cup")
+    box = thing(0, "box")
+    inside = ["cup (ID: 6)", "box (ID: 0)"]
+    room = thing(1, "room", inside, isOn=False, t=20, wires={"a": None, "n": 1})
     state = [room, box, cup, {"score": 0, "gameOver": False, "gameWon": False}]
-    assert lines.write_state("g", state, 7, {"Room": {"t": 20, "wires": {"a": None, "n": 1}}}) == "game g\nscore 0\nnext #7\n#1 room : Room !isOn >#6#0\n#0 box : Box\n#6 cup : Cup\n"
-    without_cup, with_cup = {**room, "contains": ["box (ID: 0)"]}, {**box, "contains": ["cup (ID: 6)"]}
+    defaults = {"Room": {"t": 20, "wires": {"a": None, "n": 1}}}
+    assert lines.write_state("g", state, 7, defaults) == (
+        "game g\nscore 0\nnext #7\n#1 room : Room !isOn >#6#0\n#0 box : Box\n#6 cup : Cup\n"
+    )
+    without_cup = {**room, "contains": ["box (ID: 0)"]}
+    with_cup = {**box, "contains": ["cup (ID: 6)"]}
+    with_tea = {**box, "contains": ["tea (ID: 7)"]}
+
+    def changed(**properties):
+        return {**room, "properties": {**room["properties"], **properties}}
+
+    without_t = {**room, "properties": {"isOn": False, "wires": {"a": None, "n": 1}}}
+    wired = {"a": ["cup (ID: 6)", None], "n": 1}
+    won = {"score": 1, "gameOver": True, "gameWon": True}
     for text, modified, removed, score in [
-            ("same", [], [], {}), ("#6 ->#0", [without_cup, with_cup], [], {}), ("gone #6", [without_cup], [6], {}),
-            ("#1 isOn t+=5", [{**room, "properties": {**room["properties"], "isOn": True, "t": 25}}], [], {}),
-            ("#1 t=0", [{**room, "properties": {**room["properties"], "t": 0}}], [], {}),
-            ("#1 t+=5.0", [{**room, "properties": {**room["properties"], "t": 25.0}}], [], {}),
-            ("#1 t+=0.5", [{**room, "properties": {**room["properties"], "t": 20.5}}], [], {}),
-            ("#1 wires[\"a\"]=[\"cup#6\",null]", [{**room, "properties": {**room["properties"], "wires": {"a": ["cup (ID: 6)", None], "n": 1}}}], [], {}),
-            ("#1 wires[\"n\"]+=2", [{**room, "properties": {**room["properties"], "wires": {"a": None, "n": 3}}}], [], {}), ("#1 ~t", [{**room, "properties": {"isOn": False, "wires": {"a": None, "n": 1}}}], [], {}),
-            ("new #7 tea : Tea hot ->#0", [{**box, "contains": ["tea (ID: 7)"]}, thing(7, "tea", hot=True)], [], {}),
-            ("#1 -#6", [without_cup], [], {}), ("score 1 over won", [], [], {"score": 1, "gameOver": True, "gameWon": True})]:
+        ("same", [], [], {}),
+        ("#6 ->#0", [without_cup, with_cup], [], {}),
+        ("gone #6", [without_cup], [6], {}),
+        ("#1 isOn t+=5", [changed(isOn=True, t=25)], [], {}),
+        ("#1 t=0", [changed(t=0)], [], {}),
+        ("#1 t+=5.0", [changed(t=25.0)], [], {}),
+        ("#1 t+=0.5", [changed(t=20.5)], [], {}),
+        ('#1 wires["a"]=["cup#6",null]', [changed(wires=wired)], [], {}),
+        ('#1 wires["n"]+=2', [changed(wires={"a": None, "n": 3})], [], {}),
+        ("#1 ~t", [without_t], [], {}),
+        ("new #7 tea : Tea hot ->#0", [with_tea, thing(7, "tea", hot=True)], [], {}),
+        ("#1 -#6", [without_cup], [], {}),
+        ("score 1 over won", [], [], won),
+    ]:
         read = lines.read_difference(text, state, {})
-        assert sorted(read["modified"], key=lambda o: o["uuid"]) == sorted(modified, key=lambda o: o["uuid"]), text
+        by_uuid = lambda item: item["uuid"]
+        assert sorted(read["modified"], key=by_uuid) == sorted(modified, key=by_uuid), text
         assert (read["removed"], read["score"]) == (removed, score)
         assert lines.write_difference(read, state, {}) == text
-    assert lines.read_difference("#1 t=25", state, {}) == lines.read_difference("#1 t+=5", state, {})  # both say the same
-    assert lines.read_difference("#1 t-=3", state, {})["modified"][0]["properties"]["t"] == 17 and room["properties"]["t"] == 20
+    # both say the same
+    by_value, by_step = (lines.read_difference(f"#1 {w}", state, {}) for w in ("t=25", "t+=5"))
+    assert by_value == by_step
+    down = lines.read_difference("#1 t-=3", state, {})
+    assert down["modified"][0]["properties"]["t"] == 17 and room["properties"]["t"] == 20
 
 
 def test_permuting_uuids_is_a_symmetry(transitions):
@@ -193,7 +296,7 @@ def test_bpe_by_hand():
 
 
 def test_bpe_encodes_as_its_merges_say_and_loses_nothing(world):
-    """tiktoken's result against a direct application of the merges in order, on the world's own texts."""
+    """tiktoken's result against the merges applied in order, on the world's own texts."""
     ranks = {bytes([b]): b for b in range(256)}
     for i, token in enumerate(json.loads((world.folder / "bpe.json").read_text())):
         ranks[bytes.fromhex(token)] = 256 + i
@@ -262,7 +365,7 @@ def test_batch_layout(world):
         state, prompt, response = world.tokens["val"][i]
         assert batch.prompt[row, : batch.prompt_len[row]].tolist() == state + prompt
         assert batch.response[row][batch.response_mask[row]].tolist() == response + [world.eos_id]
-    assert (batch.prompt[1, batch.prompt_len[1]:] == world.eos_id).all()
+    assert (batch.prompt[1, batch.prompt_len[1] :] == world.eos_id).all()
 
 
 def test_answers_to_permuted_prompts_are_scored_as_answers_to_the_records(world):
@@ -364,65 +467,122 @@ def test_splits_share_no_state(world):
 
 def test_official_form_reads_like_the_compact_form(shared):
     folder = shared / "data/bytesized32"
-    with gzip.open(folder / "official_test.jsonl.gz", "rt") as official, gzip.open(folder / "test.jsonl.gz", "rt") as compact:
-        ours = {(r["game"], json.loads(line)["state_id"]): r for line in compact for r in [prepare.compact(line, "here")]}
-        for line in official:
-            a, b = prepare.compact(line, "there"), ours[json.loads(line)["game"], json.loads(line)["state_id"]]
+    ours = {}
+    with gzip.open(folder / "test.jsonl.gz", "rt") as file:
+        for line in file:
+            raw = json.loads(line)
+            ours[raw["game"], raw["state_id"]] = prepare.compact(raw, "here")
+    with gzip.open(folder / "official_test.jsonl.gz", "rt") as file:
+        for line in file:
+            raw = json.loads(line)
+            key = raw["game"], raw["state_id"]
+            a = prepare.compact(raw, "there")
+            b = ours[key]
             assert (a["action"], a["next_id"]) == (b["action"], b["next_id"])
             after = [rewards.apply_difference(t["state"], t["difference"]) for t in (a, b)]
-            strip = [{item["uuid"]: (item["properties"], sorted(item["contains"])) for item in state[:-1]} for state in after]
-            if (a["game"], json.loads(line)["state_id"]) != ("make-campfire", 153):  # a rename that the official difference leaves out
-                assert strip[0] == strip[1] and after[0][-1] == after[1][-1]
+            if key == ("make-campfire", 153):
+                continue  # a rename that the official difference leaves out
+            facts = []
+            for state in after:
+                items = {i["uuid"]: (i["properties"], sorted(i["contains"])) for i in state[:-1]}
+                facts.append((items, state[-1]))
+            assert facts[0] == facts[1]
 
 
 def tiny_bytesized32(folder, transitions):
     folder.mkdir(exist_ok=True)
     for name, part in (("train", transitions[:200]), ("test", transitions[200:300])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(t) + "\n" for t in part))
+        text = "".join(json.dumps(t) + "\n" for t in part)
+        (folder / f"{name}.jsonl").write_text(text)
 
 
-@pytest.mark.parametrize("split,key", [("official", None), ("state", "context"), ("game", "kind")])
+def prepared(tmp_path, *options):
+    """Runs prepare.py on tmp_path/raw."""
+    out = tmp_path / "w"
+    prepare.main(["--source=bytesized32", f"--path={tmp_path / 'raw'}", f"--out={out}", *options])
+    return out
+
+
+@pytest.mark.parametrize("split,key", [("official", None), ("state", "state"), ("game", "kind")])
 def test_bytesized32_splits(tmp_path, transitions, split, key):
-    pool = sorted(transitions, key=lambda t: (t["step"], t["instance"]))  # every kind in both files
+    # every kind in both files
+    pool = sorted(transitions, key=lambda t: (t["step"], t["instance"]))
     tiny_bytesized32(tmp_path / "raw", pool)
-    prepare.main(["--source=bytesized32", f"--path={tmp_path / 'raw'}", f"--split={split}", f"--out={tmp_path / 'w'}", "--val_records=30"])
-    world = load_world(str(tmp_path / "w"))
-    pairs = {s: {(r["context"], r["prompt"]) for r in world.records[s]} for s in world.records}
-    if key:
-        values = {s: {r[key] for r in world.records[s]} for s in world.records}
-        assert not values["train"] & values["test"] and not values["train"] & values["val"] and not values["val"] & values["test"]
-    else:
+    world = load_world(prepared(tmp_path, f"--split={split}", "--val_records=30"))
+    pairs = {}
+    values = {}
+    for name, records in world.records.items():
+        pairs[name] = {(r["state"], r["prompt"]) for r in records}
+        values[name] = {r[key] for r in records} if key else set()
+    assert not values["train"] & values["test"] and not values["train"] & values["val"]
+    assert not values["val"] & values["test"]
+    if not key:
         assert len(world.records["test"]) == 100 and not pairs["train"] & pairs["val"]
         assert len(world.records["train"]) + len(world.records["val"]) == 200
 
 
+def test_records_of_a_state_share_it_once(tmp_path, transitions):
+    """
+    Guards against truths that point at another state: the shared state of a record is what its text
+    says, and its truth what its answer leads to; no state is written twice.
+    """
+    tiny_bytesized32(tmp_path / "raw", transitions)
+    world = load_world(prepared(tmp_path, "--val_records=30"))
+    numbers = {}
+    for split, records in world.records.items():
+        for i, record in enumerate(records):
+            truth = world.truth(split, i)
+            numbers.setdefault(record["truth"]["state"], set()).add(record["state"])
+            assert lines.read_state(record["state"], truth.defaults)[1] == truth.state
+            read = lines.read_difference(record["response"], truth.state, truth.defaults)
+            assert rewards.apply_difference(truth.state, read) == truth.next_state
+    assert all(len(texts) == 1 for texts in numbers.values())
+    states = [json.dumps(state) for state in world.shared["states"]]
+    assert len(set(states)) == len(states) == len(numbers) > 10
+
+
 def test_validation_asks_for_effects_that_training_does_not_show():
-    train = [{"kind": kind, "context": f"{kind}{i % 9}", "response": f"{i % 7}" if changed else "same", "changed": changed, "n": i}
-             for kind in "ab" for changed in (True, False) for i in range(400)]  # 63 effects a kind, of 6 or 7 records each
-    like = [{"kind": "a", "changed": True}] * 3 + [{"kind": "a", "changed": False}] * 6 + [{"kind": "b", "changed": True}]
+    train = []  # 63 effects a kind, of 6 or 7 records each
+    for kind in "ab":
+        for changed in (True, False):
+            for i in range(400):
+                record = {"kind": kind, "state": f"{kind}{i % 9}", "changed": changed, "n": i}
+                train.append({**record, "response": f"{i % 7}" if changed else "same"})
+    like = [{"kind": "a", "changed": True}] * 3 + [{"kind": "a", "changed": False}] * 6
+    like.append({"kind": "b", "changed": True})
+
+    def counts(records):
+        return Counter((r["kind"], r["changed"]) for r in records)
+
     kept, val = prepare.cut_validation(train, like, 100, np.random.default_rng(0))
-    assert Counter((r["kind"], r["changed"]) for r in val) == {("a", True): 30, ("a", False): 60, ("b", True): 10}
+    assert counts(val) == {("a", True): 30, ("a", False): 60, ("b", True): 10}
     assert len(kept) == 1500 and not {id(r) for r in kept} & {id(r) for r in val}
-    shown = {(r["context"], r["response"]) for r in kept}
-    new = [r for r in val if r["kind"] == "a" and r["changed"] and (r["context"], r["response"]) not in shown]
+    shown = {(r["state"], r["response"]) for r in kept}
+    changes = [r for r in val if r["kind"] == "a" and r["changed"]]
+    new = [r for r in changes if (r["state"], r["response"]) not in shown]
     assert 9 <= len(new) <= 15  # as many whole effects as fit into half of the 30
     _, val = prepare.cut_validation(train, like, 1000, np.random.default_rng(0))
-    assert Counter((r["kind"], r["changed"]) for r in val) == {("a", True): 60, ("a", False): 60, ("b", True): 60}  # never more than 15 %
+    # never more than 15 %
+    assert counts(val) == {("a", True): 60, ("a", False): 60, ("b", True): 60}
 
 
-@pytest.mark.parametrize("spoil,words", [
-    (lambda text: text[:-30], ["line 200", "cut short"]),
-    (lambda text: '{"a": 1}\n' + text, ["line 1", "lacks"]),
-    (lambda text: "hello\n" + text, ["line 1", "JSON"]),
-    (lambda text: '[1, 2]\n' + text, ["line 1"]),
-    (lambda text: text.replace('"uuid_base"', '"x"', 1), ["line 1", "uuid_base"]),
-    (lambda text: "", ["empty"])])
+@pytest.mark.parametrize(
+    "spoil,words",
+    [
+        (lambda text: text[:-30], ["line 200", "cut short"]),
+        (lambda text: '{"a": 1}\n' + text, ["line 1", "lacks"]),
+        (lambda text: "hello\n" + text, ["line 1", "JSON"]),
+        (lambda text: "[1, 2]\n" + text, ["line 1"]),
+        (lambda text: text.replace('"uuid_base"', '"x"', 1), ["line 1", "uuid_base"]),
+        (lambda text: "", ["empty"]),
+    ],
+)
 def test_bad_real_data_is_one_sentence_and_leaves_nothing(tmp_path, transitions, spoil, words):
     tiny_bytesized32(tmp_path / "raw", transitions)
     file = tmp_path / "raw" / "train.jsonl"
     file.write_text(spoil(file.read_text()))
     with pytest.raises(BadInput) as error:
-        prepare.main(["--source=bytesized32", f"--path={tmp_path / 'raw'}", f"--out={tmp_path / 'w'}"])
+        prepared(tmp_path)
     message = str(error.value)
     assert all(word in message for word in [*words, "train.jsonl"]) and "\n" not in message
     assert not list(tmp_path.glob("w*"))
@@ -433,23 +593,34 @@ def test_cut_gzip_is_one_sentence(tmp_path, transitions):
     file = tmp_path / "raw" / "train.jsonl"
     (tmp_path / "raw" / "train.jsonl.gz").write_bytes(gzip.compress(file.read_bytes())[:-50])
     file.unlink()
-    with pytest.raises(BadInput, match="breaks off"):
-        prepare.main(["--source=bytesized32", f"--path={tmp_path / 'raw'}", f"--out={tmp_path / 'w'}"])
+    with pytest.raises(BadInput, match=r"train.jsonl.gz cannot be read after line \d+ \(EOFError"):
+        prepared(tmp_path)
+    assert not list(tmp_path.glob("w*"))
 
 
-def test_empty_split_and_bad_world_files(tmp_path, world):
+def test_empty_split_and_bad_world_files(tmp_path):
+    own = load_task("own")
+    record = {"prompt": "a", "response": "b"}
     with pytest.raises(BadInput, match="val split"):
-        write_text_world(tmp_path / "w", "text", {"train": [{"prompt": "a", "response": "b"}], "val": [], "test": []})
+        write_text_world(tmp_path / "w", "own", own, {"train": [record], "val": [], "test": []})
     assert not list(tmp_path.iterdir())
-    with pytest.raises(BadInput, match="no text world"):
-        load_world(str(tmp_path / "nowhere"))
-    write_text_world(tmp_path / "w", "text", {s: [{"prompt": "a", "response": "b"}] for s in ("train", "val", "test")})
-    (tmp_path / "w" / "val.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "resp')
-    with pytest.raises(BadInput, match="val.jsonl, line 2"):
-        load_world(str(tmp_path / "w"))
-    (tmp_path / "w" / "val.jsonl").write_text('{"prompt": "a"}\n')
-    with pytest.raises(BadInput, match="'response'"):
-        load_world(str(tmp_path / "w"))
-    (tmp_path / "w" / "meta.json").write_text("{")
-    with pytest.raises(BadInput, match="damaged"):
-        load_world(str(tmp_path / "w"))
+    with pytest.raises(BadInput, match="there is no world in .*nowhere"):
+        load_world(tmp_path / "nowhere")
+    write_text_world(tmp_path / "w", "own", own, {s: [record] for s in ("train", "val", "test")})
+    line = json.dumps(record) + "\n"
+    for name, text, words in [
+        ("val.jsonl", line + '{"prompt": "a", "resp', "val.jsonl, line 2"),
+        ("val.jsonl", '{"prompt": "a"}\n', "'response'"),
+        ("shared.json", "{", "damaged"),
+        ("bpe.json", '["zz"]', "damaged"),
+        ("meta.json", "{", "damaged"),
+        ("meta.json", '{"form": "text", "domain": "own"}', "damaged"),
+        ("meta.json", '{"domain": "own", "reward": "exact_match"}', "another version"),
+    ]:
+        whole = (tmp_path / "w" / name).read_text()
+        (tmp_path / "w" / name).write_text(text)
+        with pytest.raises(BadInput, match=words) as error:
+            load_world(tmp_path / "w")
+        assert "\n" not in str(error.value)
+        (tmp_path / "w" / name).write_text(whole)
+    assert load_world(tmp_path / "w").reward == "exact_match"

@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from common import BadInput  # noqa: E402
-from data import load_world  # noqa: E402
-from data.webnav import prepare, shop  # noqa: E402
+from common import BadInput
+from data import load_world
+from data.webnav import prepare, shop
 
 FIXTURE = ROOT / "tests/fixtures/webarena.jsonl"
 NOTHING = "New items:\nNone\n\nDeleted items:\nNone\n\nUpdated items:\nNone"
@@ -132,18 +131,18 @@ def test_the_page_tells_all_but_the_links_for_you():
     seen = {}
     sessions = defaultdict(set)
     for r in shop.transitions(range(120), steps=5, actions=10):
-        tree = read_tree(r["context"])
+        tree = read_tree(r["state"])
         if any(f"[{i}]" in r["prompt"] and "For you" in node for i, node in tree.items()):
             continue
-        context = without_chance(r["context"])
+        page = without_chance(r["state"])
         response = without_chance(r["response"])
-        ids = {i: f"old{rank}" for rank, i in enumerate(read_tree(context))}
+        ids = {i: f"old{rank}" for rank, i in enumerate(read_tree(page))}
         ids.update({i: f"new{rank}" for rank, i in enumerate(read_response(response)[0])})
 
         def rename(text, ids=ids):
             return re.sub(r"\[(\d+)\]", lambda m: f"[{ids.get(int(m[1]), m[1])}]", text)
 
-        pair = rename(context), rename(r["prompt"])
+        pair = rename(page), rename(r["prompt"])
         assert seen.setdefault(pair, rename(response)) == rename(response)
         sessions[pair].add(r["session"])
     assert sum(len(s) > 1 for s in sessions.values()) > 150, "the check has too few cases"
@@ -369,7 +368,7 @@ def test_bills_are_right(records):
     """On every cart page: pieces times price, the sum less the coupon, the count in the header."""
     prices = {p.name: p.price for p in shop.make_shop(0).products}
     bills = 0
-    for text in {r["context"] for r in records if r["kind"] == "cart"}:
+    for text in {r["state"] for r in records if r["kind"] == "cart"}:
         lines = re.findall(r"link '(\w+ \w+) (Small |Large )?(\d) x \$(\d+)'", text)
         count = sum(int(pieces) for *_, pieces, _ in lines)
         assert f"link 'Cart ({count})'" in text
@@ -412,17 +411,17 @@ def test_everything_occurs(records):
 
 def test_records_have_the_promised_form_and_size(records):
     for r in records:
-        assert r["context"].endswith("\n") and re.fullmatch(r"> .+\n", r["prompt"])
+        assert r["state"].endswith("\n") and re.fullmatch(r"> .+\n", r["prompt"])
         assert r["changed"] == any(read_response(r["response"])) == (r["response"] != NOTHING)
-    nodes = sorted(r["context"].count("\n") for r in records)
+    nodes = sorted(r["state"].count("\n") for r in records)
     lengths = sorted(len(r["response"]) for r in records)
     assert 10 <= nodes[0] and nodes[-1] <= 26 and 12 <= nodes[len(nodes) // 2] <= 22
     assert lengths[len(lengths) // 2] <= 200 and lengths[-1] <= 600
     assert max(r["response"].count("\n[") for r in records) <= 16
     assert 0.1 < sum(not r["changed"] for r in records) / len(records) < 0.25
-    per_context = Counter((r["session"], r["context"]) for r in records)
+    per_page = Counter((r["session"], r["state"]) for r in records)
     # several actions are tried on the same page
-    assert sum(n >= 4 for n in per_context.values()) > 0.95 * len(per_context)
+    assert sum(n >= 4 for n in per_page.values()) > 0.95 * len(per_page)
 
 
 def test_same_data_for_any_hash_seed():
@@ -450,7 +449,7 @@ def test_visits_do_not_depend_on_each_other(records):
 
 def test_no_leakage():
     splits = prepare.procedural(prepare.Config(sessions=90))
-    pairs = {split: [(r["context"], r["prompt"]) for r in rows] for split, rows in splits.items()}
+    pairs = {split: [(r["state"], r["prompt"]) for r in rows] for split, rows in splits.items()}
     different = set().union(*pairs.values())
     assert sum(map(len, pairs.values())) == len(different), "a (page, action) pair occurs twice"
     sessions = {split: {r["session"] for r in rows} for split, rows in splits.items()}
@@ -458,13 +457,13 @@ def test_no_leakage():
     assert not sessions["test"] & (sessions["train"] | sessions["val"])
     assert not sessions["val"] & sessions["train"]
     other = prepare.procedural(prepare.Config(sessions=9, seed=1))
-    contexts = {r["context"] for r in other["train"]}
-    assert not contexts & {r["context"] for r in splits["train"]}, "another seed is another shop"
+    pages = {r["state"] for r in other["train"]}
+    assert not pages & {r["state"] for r in splits["train"]}, "another seed is another shop"
     # pages so seldom come twice that the filter needs a test of its own
     rows = list(shop.transitions([7]))
     seen = set()
     once = prepare.without(rows + rows[:5], seen)
-    assert len(once) == len({(r["context"], r["prompt"]) for r in rows}) > 20
+    assert len(once) == len({(r["state"], r["prompt"]) for r in rows}) > 20
     assert prepare.without(rows, seen) == []
 
 
@@ -473,12 +472,12 @@ def test_no_leakage():
 
 
 def test_prepare_writes_a_world_whose_gold_answers_score_1(tmp_path):
-    prepare.main(["--preset=smoke", f"--out={tmp_path / 'world'}"])
+    prepare.main(["--sessions=9", "--vocab_size=512", f"--out={tmp_path / 'world'}"])
     world = load_world(str(tmp_path / "world"))
-    assert world.block_size <= 512 and world.domain == "webnav"
+    assert world.block_size <= 512 and world.fingerprint.startswith("webnav ")
     for split, rows in world.records.items():
         assert len(rows) > 20
-        assert {"context", "prompt", "response", "kind", "changed"} <= set(rows[0])
+        assert {"state", "prompt", "response", "kind", "changed"} <= set(rows[0])
         for i, row in enumerate(rows):
             scores = world.score_texts(split, i, [row["response"]], world.metrics)[0]
             assert set(scores.values()) == {1.0}
@@ -559,7 +558,8 @@ def test_webarena_world_is_written(tmp_path):
     options = ["--source=webarena", "--vocab_size=300"]
     prepare.main([f"--path={FIXTURE}", f"--out={tmp_path / 'world'}", *options])
     world = load_world(str(tmp_path / "world"))
-    assert world.domain == "webnav" and sum(len(rows) for rows in world.records.values()) == 8
+    assert world.fingerprint.startswith("webnav ")
+    assert sum(len(rows) for rows in world.records.values()) == 8
 
 
 GOOD = json.dumps({"question": "page", "answer": NOTHING})

@@ -34,6 +34,7 @@ class Config:
     sessions: int = option(240, 9, 10**6)
     seed: int = option(0, 0, 2**31)  # procedural: which shop, and which visits
     vocab_size: int = option(1024, 258, 2**17)  # tokens, the 256 bytes and the end token included
+    longest: int = option(0, 0, 10**6)  # leave out records with longer answers, in tokens (0: none)
 
 
 SMOKE = {"sessions": 9, "vocab_size": 512}
@@ -236,7 +237,8 @@ def main(argv):
         raise BadInput("--path is read with --source=webarena only; add that, or leave --path out")
     splits = procedural(config) if config.source == "procedural" else webarena(config)
     folder = home(config.out or ("webnav" if config.source == "procedural" else "webarena"))
-    write_text_world(folder, "webnav", TASK, splits, config.vocab_size)
+    size = config.vocab_size
+    write_text_world(folder, "webnav", TASK, splits, size, longest=config.longest)
 
 
 if __name__ == "__main__":

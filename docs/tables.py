@@ -1,0 +1,79 @@
+"""
+In docs/*.md and README.md, what stands between the lines <!-- table NAME --> and <!-- end --> is a
+table of docs/results/NAME.json. This writes them all anew (--check: only says which are not so).
+
+A json is the results.json of evaluate.py, {"rows": {label: {heading: [one per seed]}}, "scale"}, or
+cells as they are, {"header": [...], "rows": {label: [...]}}; it may name its commit and machine.
+"""
+
+import json
+import os
+import re
+import statistics
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+PART = re.compile(r"^<!-- table ([\w.-]+) -->$.*?^<!-- end -->$", re.M | re.S)
+
+
+def cell(values, scale):
+    """[one per seed] -> 'mean ± std' times scale, or 'mean' where there is one seed."""
+    values = [scale * value for value in values]
+    mean = statistics.fmean(values)
+    digits = 2 if abs(mean) >= 10 else 3
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def lines_of(results):
+    """[header, row, ...], each a list of cells, of either form of json."""
+    if "scale" not in results:
+        return [results["header"], *([label, *row] for label, row in results["rows"].items())]
+    scale = results["scale"]
+    table = [["", *scale, "work (M tokens)", "seconds"]]
+    for label, row in results["rows"].items():
+        cells = [cell(row[heading], scale[heading]) for heading in scale]
+        table.append([label, *cells, f"{row['work'] / 1e6:.1f}", f"{row['seconds']:.0f}"])
+    return table
+
+
+def part(name, document):
+    """The marked part of a document: a table in Markdown, and where it is from."""
+    path = DOCS / "results" / f"{name}.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        table = lines_of(results)
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    except OSError as error:
+        sys.exit(f"error: {document} wants a table of {path}: {error.strerror}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        sys.exit(f"error: {document} wants a table of {path}, which holds none ({error!r})")
+    table.insert(1, ["-" * width for width in widths])
+    rows = [" | ".join(c.ljust(w) for c, w in zip(row, widths)) for row in table]
+    text = "\n".join(f"| {row} |" for row in rows)
+    known = {"source": "{}", "budget": "budgets in {}", "commit": "commit {}", "machine": "{}"}
+    notes = [words.format(results[key]) for key, words in known.items() if results.get(key)]
+    link = f"[{name}.json]({os.path.relpath(path, document.parent)})"
+    return f"<!-- table {name} -->\n\n{text}\n\n*{'; '.join([link, *notes])}*\n\n<!-- end -->"
+
+
+def main(check):
+    made = {}
+    for document in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]:
+        text = document.read_text(encoding="utf-8")
+        marks = re.findall(r"^<!-- (?:table .*|end) -->$", text, re.M)
+        if 2 * len(PART.findall(text)) != len(marks):
+            sys.exit(f"error: {document}: a <!-- table NAME --> or <!-- end --> stands alone")
+        new = PART.sub(lambda found, at=document: part(found[1], at), text)
+        if new != text:
+            made[document] = new
+    for document, text in made.items():
+        print(f"{document} is {'out of date: python docs/tables.py' if check else 'written'}")
+        if not check:
+            document.write_text(text, encoding="utf-8")
+    sys.exit(1 if check and made else 0)
+
+
+if __name__ == "__main__":
+    main("--check" in sys.argv[1:])
