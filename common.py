@@ -52,6 +52,11 @@ def run_main(main, argv=None):
         sys.exit(130)
     except BrokenPipeError:  # somebody reads only the head of what is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -402,12 +407,6 @@ class Run:
         """Opens metrics.jsonl and drops what stands behind position: those steps come again."""
         if not is_main_process():
             return
-        if not position and (self.folder / "last.pt").is_file() and not SMOKE:
-            # another run of this name: nothing of the user's is lost
-            aside = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 10**6))
-            aside = next(path for path in aside if not path.exists())
-            os.replace(self.folder, aside)
-            self.tell(f"{self.folder} held another run, which is now {aside}")
         if self.config.wandb:
             try:
                 import wandb
@@ -416,6 +415,12 @@ class Run:
             settings = dataclasses.asdict(self.config)
             name = self.folder.name
             self.wandb = wandb.init(project=self.config.wandb, name=name, config=settings)
+        if not position and (self.folder / "last.pt").is_file() and not SMOKE:
+            # another run of this name: nothing of the user's is lost
+            aside = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 10**6))
+            aside = next(path for path in aside if not path.exists())
+            os.replace(self.folder, aside)
+            self.tell(f"{self.folder} held another run, which is now {aside}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)

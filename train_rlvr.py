@@ -278,7 +278,7 @@ def judge(world, batch, rollout, terms, config):
         advantages = group_advantages(rewards, kind)  # [B, G]
     mask = rollout.mask()
     if batch.forced is not None:  # what the world gave is not the model's doing
-        mask = mask & (batch.forced < 0)[:, None]
+        mask = mask & (batch.forced.reshape(len(mask), -1, mask.size(2)) < 0)
     longest = world.max_prompt - batch.prompt.size(1)
     question = F.pad(batch.prompt, (0, longest)), batch.prompt_len
     answer = rollout.tokens, mask, rollout.length, rollout.ended | (batch.eos_id is None)

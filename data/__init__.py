@@ -1,7 +1,9 @@
 """load_world(name): the one way from a name on the command line to a world."""
 
 from common import BadInput
-from data.world import load_task, read_meta
+from data.world import TextTask, VideoTask, load_task, read_meta
+
+TASKS = {"text": TextTask, "video": VideoTask}
 
 
 def load_world(name, device="cpu", task="", lpips_weights=""):
@@ -17,10 +19,17 @@ def load_world(name, device="cpu", task="", lpips_weights=""):
         from data.video import VideoWorld
 
         return VideoWorld(
-            folder, meta, load_task(meta["domain"], task), make, device, lpips_weights
+            folder,
+            meta,
+            load_task(meta["domain"], task, TASKS[meta["form"]]),
+            make,
+            device,
+            lpips_weights,
         )
     if lpips_weights:
         raise BadInput(f"--lpips_weights is for video worlds, and {name} is a text world")
     from data.text import TextWorld
 
-    return TextWorld(folder, meta, load_task(meta["domain"], task), make, device)
+    return TextWorld(
+        folder, meta, load_task(meta["domain"], task, TASKS[meta["form"]]), make, device
+    )

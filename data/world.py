@@ -45,6 +45,14 @@ class Metric:
 WORDS = r"#\d+|\d| ?[!~@]?[^\W\d_][^\W\d]*| ?[^\s\w#]+|\s+|."
 
 
+def truth_of_text(record, shared):
+    """The text under "truth", or else the response. Raises TypeError for what is no text."""
+    truth = record.get("truth", record["response"])
+    if not isinstance(truth, str):
+        raise TypeError(f"'truth' is {truth!r} and no text")
+    return truth
+
+
 @dataclass
 class TextTask:
     """What is particular to a text domain. A metric is called as function(prediction, truth)."""
@@ -54,7 +62,7 @@ class TextTask:
     token_pattern: str = WORDS
     nothing_changes: str = ""  # the answer that says so, for the table's row "copy"
     # (record, what prepare.py shared among records) -> what metrics compare a prediction with
-    truth: Callable = lambda record, shared: record.get("truth", record["response"])
+    truth: Callable = truth_of_text
     # (answer, truth) -> prediction, what metrics see of an answer; ValueError: it is malformed
     read: Callable = lambda answer, truth: answer
     # where objects have uuids: (texts, permutation) -> the texts with other uuids, and how many
@@ -75,10 +83,10 @@ class VideoTask:
     metrics: dict = field(default_factory=dict)  # {name: Metric}
 
 
-def load_task(domain, path=""):
+def load_task(domain, path="", kind=None):
     """
-    The TASK of data/<domain>/task.py, or of a file that the user names. Code is never looked for
-    where a record or meta.json points.
+    The TASK of data/<domain>/task.py or of a file that the user names; kind: TextTask or VideoTask,
+    where it must be one of them. Code is never looked for where a record or meta.json points.
 
     Raises BadInput if there is none, or if the file is not of this domain (named as its folder is).
     """
@@ -88,7 +96,7 @@ def load_task(domain, path=""):
         if file.resolve().parent.name != domain:
             there = file.resolve().parent.name
             raise BadInput(f"--task={path} is the task of {there!r}, the world is of {domain!r}")
-    if not re.fullmatch(r"\w+", domain) or not file.is_file():
+    if not re.fullmatch(r"\w+", domain) or file.suffix != ".py" or not file.is_file():
         raise BadInput(
             f"there is no {file}; a world of the domain {domain!r} needs its task: "
             f"--task=FOLDER/{domain}/task.py"
@@ -96,8 +104,9 @@ def load_task(domain, path=""):
     spec = importlib.util.spec_from_file_location(f"task_of_{domain}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not isinstance(getattr(module, "TASK", None), (TextTask, VideoTask)):
-        raise BadInput(f"{file} defines no TASK = TextTask(...) or VideoTask(...)")
+    if not isinstance(getattr(module, "TASK", None), kind or (TextTask, VideoTask)):
+        wanted = kind.__name__ if kind else "TextTask or VideoTask"
+        raise BadInput(f"{file} defines no TASK that is a {wanted}, which is needed here")
     return module.TASK
 
 
@@ -110,7 +119,7 @@ def home(name):
     The folder of a world, given as a path (with a slash) or by name: data/<name>, and elsewhere
     under SMOKE=1, where no world of value lies.
     """
-    if Path(name).name != str(name):
+    if not re.fullmatch(r"\w[\w.-]*", str(name)):
         return Path(name)
     return Path(OUT, "data", name).resolve() if SMOKE else HERE / name
 
@@ -160,8 +169,9 @@ def claim(folder, names):
     """
     folder = Path(folder)
     try:
-        ours = "form" in json.loads((folder / "meta.json").read_text())
-    except (OSError, ValueError, TypeError):
+        meta = json.loads((folder / "meta.json").read_text())
+        ours = isinstance(meta, dict) and {"form", "domain"} <= meta.keys()
+    except (OSError, ValueError):
         ours = False
     there = [name for name in names if (folder / name).exists()]
     if there and not ours:
@@ -169,8 +179,12 @@ def claim(folder, names):
             f"{folder} holds {', '.join(there)}, which no prepare.py has written; name another "
             f"folder with --out, and nothing of yours is replaced"
         )
-    if folder.is_file():
-        raise BadInput(f"{folder} is a file; name a folder with --out")
+    try:
+        if folder.is_file():
+            raise NotADirectoryError(20, "it is a file")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder} ({error.strerror}): --out") from None
     return folder
 
 

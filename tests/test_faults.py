@@ -21,7 +21,7 @@ import train_rlvr
 from common import BadInput
 from tests import soak
 from tests.soak import small
-from tests.test_scripts import MLE, ROOT, logged, progress, run, train
+from tests.test_scripts import MLE, ROOT, environment, logged, progress, run, train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -327,28 +327,44 @@ def kill_all_in(folder):
             pass
 
 
+def two_ranks(port, folder, script, *options):
+    """
+    What torchrun does for two processes, without its ten seconds. Returns run(*more options, until)
+    -> the exit codes of both; they are killed when the file `until` is there.
+    """
+
+    def run(*more, until=None):
+        ranks = []
+        for rank in ("0", "1"):
+            where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_WORLD_SIZE="2")
+            where.update(WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+            with open(folder / f"log{rank}", "w") as log:
+                command = ["python", str(script), *options, *more]
+                more_of = dict(env=environment(**where), stdout=log, stderr=subprocess.STDOUT)
+                ranks.append(subprocess.Popen(command, cwd=folder, **more_of))
+        while until and ranks[0].poll() is None and not until.is_file():
+            time.sleep(0.01)
+        if until:
+            kill_all_in(folder)
+        return [rank.wait(timeout=200) for rank in ranks]
+
+    return run
+
+
 @pytest.mark.parametrize(
     "module,steps,every,port", [(train_mle, 40, 5, 29615), (train_rlvr, 8, 1, 29617)]
 )
 def test_two_processes_resume_as_if_never_stopped(house, tmp_path, module, steps, every, port):
-    """Killed and resumed under torchrun with two processes: the weights of the undisturbed run."""
+    """Killed and resumed with two processes: the weights of the undisturbed run."""
     options = small(module, world=house / "textgame", steps=steps, eval_every=every)
     if module is train_rlvr:
         options.append(f"--init_from={house / MLE}")
-    command = torchrun(port, ROOT / f"{module.__name__}.py", *options)
-    where = dict(cwd=tmp_path, env=ONE_THREAD)
-    quiet = dict(check=True, capture_output=True, timeout=200)
-    subprocess.run([*command, "--name=whole"], **where, **quiet)
-    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    process = subprocess.Popen([*command, "--name=cut"], **where, **output)
+    both = two_ranks(port, tmp_path, ROOT / f"{module.__name__}.py", *options)
+    assert both("--name=whole") == [0, 0]
     paths = [tmp_path / "out" / name / "last.pt" for name in ("whole", "cut")]
-    while process.poll() is None and not paths[1].is_file():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)  # torchrun itself dies; its children lose their parent
-    process.communicate()
-    kill_all_in(tmp_path)
+    killed = both("--name=cut", until=paths[1])
     assert progress(paths[1])["step"] < steps
-    subprocess.run([*command, "--name=cut", "--resume"], **where, **quiet)
+    assert 0 not in killed and both("--name=cut", "--resume") == [0, 0]
     whole, cut = map(common.load_checkpoint, paths)
     # and no more steps than were asked for
     assert whole["progress"]["step"] == cut["progress"]["step"] == steps

@@ -410,10 +410,13 @@ def test_algorithms_are_their_formulas(name):
     B, G, R = 3, 4, 6
     old = -torch.rand(B, G, R) - 0.1
     difference = torch.randn(B, G, R)
-    difference[0] *= 3e-4  # near gspo's clip, on both sides of it
     difference[2, 0, :3] = torch.tensor([2.0, -3.0, 1.8])  # beyond all clips
     length = torch.tensor([[6, 2, 3, 1], [1, 4, 4, 6], [3, 2, 5, 6]])
     rewards = torch.tensor([[0.0, 1.0, 0.5, 0.2], [3.0, 1.0, 1.0, 0.0], [0.1, 0.9, 0.8, 0.7]])
+    # near gspo's clip: beyond the lower end, within the upper one, beyond it, within the lower one
+    for g, mean in enumerate((-3.5e-4, 3.5e-4, 5e-4, -2e-4)):
+        own = 1e-3 * difference[0, g, : length[0, g]]
+        difference[0, g, : length[0, g]] = own - own.mean() + mean
     batch = questions(torch.arange(B)[:, None], torch.ones(B, dtype=torch.long), 9)
     rollout = Rollout(torch.zeros(B, G, R, dtype=torch.long), old, length, length < 6)
     world = Judged(rewards)
@@ -451,6 +454,27 @@ def test_algorithms_are_their_formulas(name):
     assert np.abs(got.numpy() - wanted).max() < 1e-6
     assert row["loss"] == pytest.approx(total, abs=1e-5)
     assert (cut > 2) == (name != "cispo") and (got != 0).sum() > 10
+
+
+@pytest.mark.parametrize("of_each", [False, True])
+def test_given_tokens_are_outside_the_mask_of_an_experience(of_each):
+    """Guards against given tokens that are learned from, also where each answer has its own."""
+    B, G, R = 2, 3, 5
+    forced = torch.full((B, G, R), -1) if of_each else torch.full((B, R), -1)
+    forced[0, ..., 1] = 4
+    if of_each:
+        forced[1, 2, :3] = 7
+    prompt = torch.arange(B)[:, None]
+    batch = questions(prompt, torch.ones(B, dtype=torch.long), R, EOS, forced=forced)
+    length = torch.tensor([[5, 2, 3], [4, 5, 3]])
+    tokens = torch.zeros(B, G, R, dtype=torch.long)
+    rollout = Rollout(tokens, torch.zeros(B, G, R), length, length < 5)
+    experience = judge(Judged(torch.rand(B, G)), batch, rollout, [(1.0, "known")], Config())
+    wanted = torch.arange(R) < length[..., None]
+    wanted[0, :, 1] = False
+    if of_each:
+        wanted[1, 2, :3] = False
+    assert torch.equal(experience.mask, wanted)
 
 
 def test_cispos_weight_has_no_gradient():

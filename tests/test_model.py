@@ -294,7 +294,7 @@ def test_fused_attention_of_a_group_is_the_one_written_out(kv_heads):
 @pytest.mark.parametrize("vocab_size,parameters", [(4633, 120_381_696), (9008, 127_101_696)])
 def test_the_papers_video_models_have_as_many_parameters(vocab_size, parameters):
     """
-    The released configurations, counted (PAPER.md): LLaMA, 12 layers of 768, SwiGLU 3072, untied.
+    The released configurations, counted in the paper: LLaMA, 12 layers of 768, SwiGLU 3072, untied.
     """
     config = ModelConfig(vocab_size, 2048, 12, 12, 12, 768, 3072, tie_embeddings=False)
     with torch.device("meta"):

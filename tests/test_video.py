@@ -188,7 +188,7 @@ def test_the_tokenizer_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_world(tmp_path, "tiny", 4, 8, cell=4)
     options = ["--channels=16", "--levels=4,4,4,4", "--factor=4", "--dynamics=8", "--warmup=5"]
-    options += ["--steps=450", "--batch_size=8", "--eval_every=150"]
+    options += ["--steps=450", "--batch_size=8", "--eval_every=150", "--threads=1"]
     tokenizer_vq.main(["--world=tiny", *options])
     log = (tmp_path / "out/tiny-tokenizer/metrics.jsonl").read_text().splitlines()
     first, *_, last = [row for row in map(json.loads, log) if "val_psnr" in row]
@@ -563,7 +563,7 @@ def test_the_papers_shapes_start(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = "paper" if page == "paper_single.sh" else "paper-multi"
     assert f"--world={name}" in called["train_rlvr.py"]
-    few = [f"--world=./{name}", "--steps=1", "--eval_every=1"]
+    few = [f"--world=./{name}", "--steps=1", "--eval_every=1", "--threads=1"]
     few_episodes = ["--out=./paper", "--episodes=1", "--frames=8"]
     prepare.main([*called["data/robot/prepare.py"], *few_episodes])
     narrow = ["--batch_size=1", "--eval_frames=1", "--channels=8", "--depth=1"]
@@ -579,7 +579,7 @@ def test_the_papers_shapes_start(page, tmp_path, monkeypatch, capsys):
     batch = world.batch("val", [0])
     frames = world.decode(batch, batch.response[:, None])
     lengths = world.max_prompt, world.response_len
-    if name == "paper":  # PAPER.md, "Sequences": 4 x (320 + 13), then 320
+    if name == "paper":  # 4 x (320 + 13), then 320
         assert lengths == (1332, 320) and frames.shape == (1, 1, 1, 3, 256, 320)
     else:  # 1280 context tokens; each later frame 80 dynamics tokens and its action
         assert lengths == (1280 + 93, 7 * 93) and frames.shape == (1, 1, 7, 3, 256, 320)
@@ -596,7 +596,7 @@ def test_shuffled_actions_make_prediction_worse(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     make_world(tmp_path, "tiny", 1, 0, episodes=(40, 8, 2), cell=4)
-    few = ["--world=tiny", "--steps=150", "--eval_every=150"]
+    few = ["--world=tiny", "--steps=150", "--eval_every=150", "--threads=1"]
     codes = ["--channels=8", "--levels=3,3,3", "--factor=4", "--batch_size=16"]
     tokenizer_vq.main([*few, *codes])
     shape = ["--n_layer=2", "--n_head=2", "--n_kv_head=2", "--n_embd=64"]

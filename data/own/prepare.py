@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common import BadInput, one_of, option, parse_config, run_main
 from data.text import read_records, write_text_world
-from data.world import SPLITS, home, load_task
+from data.world import SPLITS, TextTask, home, load_task
 
 
 @dataclass
@@ -44,10 +44,15 @@ def main(argv):
     if config.val + config.test >= 1:
         raise BadInput(f"--val={config.val} and --test={config.test} leave nothing to train on")
     domain = Path(config.task).resolve().parent.name if config.task else "own"
-    task = load_task(domain, config.task)
+    task = load_task(domain, config.task, TextTask)
     if config.reward:
         one_of("reward", config.reward, list(task.metrics))
     records = read_records(config.path, "mend what wrote it")
+    for number, record in enumerate(records, 1):
+        try:
+            task.truth(record, {})
+        except (TypeError, KeyError, ValueError) as error:
+            raise BadInput(f"{config.path}, record {number}: no truth in it: {error}") from None
 
     # equal prompts stay together, so that no test prompt is ever trained on
     def key(record):

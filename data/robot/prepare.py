@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common import BadInput, option, parse_config, run_main
 from data.episodes import read_episodes, write_episode
 from data.robot.sim import episode
-from data.world import SPLITS, claim, home, load_task
+from data.world import SPLITS, VideoTask, claim, home, load_task
 
 
 @dataclass
@@ -128,7 +128,7 @@ def main(argv):
     config = parse_config(Config, argv, SMOKE)
     folder = world_folder(config)
     domain = Path(config.task).resolve().parent.name if config.task else "robot"
-    task = load_task(domain, config.task)
+    task = load_task(domain, config.task, VideoTask)
     start = time.perf_counter()
     frames = {split: [] for split in SPLITS}
     errors = {split: [] for split in SPLITS}
