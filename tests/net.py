@@ -87,7 +87,7 @@ def rlvr(world, dtype, start, name):
 
 
 def watch(seen):
-    """From now on every rollout, update and fresh optimizer is written into `seen`, a dictionary of lists."""
+    """From now on rollouts, updates and fresh optimizers are written into `seen`, lists by name."""
     import torch
 
     import evaluate
