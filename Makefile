@@ -37,7 +37,7 @@ soak: .venv/installed
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 2; }
+		{ echo "error: Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -130,6 +130,8 @@ def parse_config(config_class, argv, smoke=None, quiet=False):
         kind = fields[name].type
         if not equals and kind is not bool:
             raise BadInput(f"--{name} needs a value: --{name}=...")
+        if name == "name" and text and ("/" in text or not text.strip(".")):
+            raise BadInput(f"--name={text}: a name has no slash; the folder of results is --out")
         allowed = fields[name].metadata.get("allowed", ())
         values[name] = read_value(name, text if equals else "true", kind, allowed)
     if SMOKE:
@@ -400,7 +402,7 @@ class Run:
             torch.set_rng_state(self.resumed["random"][0])
             if self.resumed["random"][1:] and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self.resumed["random"][1])
-        self.open_log(self.resumed["log_position"] if self.resumed else 0)
+        self.open_log(self.resumed["log_position"] if self.resumed else None)
         self.resumed = None  # it holds a second copy of everything
 
     def open_log(self, position):
@@ -415,7 +417,7 @@ class Run:
             settings = dataclasses.asdict(self.config)
             name = self.folder.name
             self.wandb = wandb.init(project=self.config.wandb, name=name, config=settings)
-        if not position and (self.folder / "last.pt").is_file() and not SMOKE:
+        if position is None and (self.folder / "last.pt").is_file() and not SMOKE:
             # another run of this name: nothing of the user's is lost
             aside = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 10**6))
             aside = next(path for path in aside if not path.exists())
@@ -426,7 +428,7 @@ class Run:
             self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)
         except OSError as error:
             raise BadInput(f"cannot write to {self.folder} ({error.strerror}): --out") from None
-        self.file.truncate(min(position, self.file.tell()))
+        self.file.truncate(min(position or 0, self.file.tell()))
         self.file.seek(0, os.SEEK_END)  # truncating does not move the place
 
     def write(self, step, **numbers):
@@ -597,5 +599,5 @@ def resume_command():
     """The command line that goes on with this run."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     start = f"torchrun --nproc_per_node={processes}" if processes > 1 else "python"
-    words = [word for word in sys.argv if word != "--resume"]
+    words = [w for w in sys.argv if w != "--resume" and not w.startswith("--seconds")]
     return f"{start} {shlex.join(words)} --resume"

@@ -583,8 +583,8 @@ def main(argv):
     val = read_world_episodes(config.world, "val")
     height, width = train[0].image.shape[1:3]
     later = config.later if config.dynamics else 0
-    n_shown = max(1, config.eval_frames // (1 + later))
-    shown = draw_frames(val, n_shown, later, np.random.default_rng(0))
+    n_shown = min(config.eval_frames, sum(len(e.image) for e in val)) // (1 + later)
+    shown = draw_frames(val, max(1, n_shown), later, np.random.default_rng(0))
     shown = to_frames(shown, device)  # [n, 1 + later, 3, H, W]
 
     # --------------------------------------------------------------------------------------------

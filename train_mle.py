@@ -46,9 +46,7 @@ class Config:
     batch_size: int = option(64, 1, 2**20)  # transitions per step, of all processes together
     branches: int = option(5, 1, 4096)  # text: records that go behind one copy of their state
     micro_batch_size: int = option(16, 0, 2**20)  # states per forward pass (0: all at once)
-    changed_fraction: float = option(
-        -1.0, -1.0, 1.0
-    )  # text: transitions that change; -1: the data's
+    changed_fraction: float = option(-1.0, -1.0, 1.0)  # text: share that changes; -1: the data's
     kind_power: float = option(1.0, 0.0, 10.0)  # text: a game's probability ~ (its records)^this
     prompt_loss: float = option(0.0, 0.0, 100.0)  # text: weight of the prompts' tokens in the loss
     permute_ids: float = option(0.0, 0.0, 1.0)  # text games: share of states with other uuids

@@ -279,8 +279,7 @@ def judge(world, batch, rollout, terms, config):
     mask = rollout.mask()
     if batch.forced is not None:  # what the world gave is not the model's doing
         mask = mask & (batch.forced.reshape(len(mask), -1, mask.size(2)) < 0)
-    longest = world.max_prompt - batch.prompt.size(1)
-    question = F.pad(batch.prompt, (0, longest)), batch.prompt_len
+    question = F.pad(batch.prompt, (0, world.max_prompt - batch.prompt.size(1))), batch.prompt_len
     answer = rollout.tokens, mask, rollout.length, rollout.ended | (batch.eos_id is None)
     return Experience(*question, *answer, rewards, advantages, rollout.logprob)
 
@@ -288,15 +287,15 @@ def judge(world, batch, rollout, terms, config):
 def collect(policy, world, terms, config, precision, rng, watch):
     """
     Samples and scores this process's share of a step's prompts. Returns (Experience, share of the
-    drawn prompts whose rewards were all equal, indices of all that were drawn). With --redraw such
-    prompts, which teach nothing, are replaced by others while draws are left.
+    drawn prompts whose rewards were all equal, indices of all that were drawn, tokens that were
+    sampled). With --redraw such prompts, which teach nothing, are replaced by others.
     """
     n = config.prompts_per_step // ranks()
     generator = torch.Generator(world.device).manual_seed(int(rng.integers(2**62)))
     size = config.rollout_batch_size or config.micro_batch_size
     kept = []
     drawn = []
-    wasted = 0
+    wasted = tokens = 0
     for draws_left in range(config.redraw, -1, -1):
         missing = n - sum(len(e.prompt) for e in kept)
         if not missing:
@@ -312,11 +311,12 @@ def collect(policy, world, terms, config, precision, rng, watch):
             experience = judge(world, batch, rollout, terms, config)
             flat = equal_rewards(experience.rewards)
             wasted += flat.sum().item()
+            tokens += experience.count_tokens()
             kept.append(experience.rows(~flat) if draws_left else experience)
             watch.lap("scoring")
     columns = zip(*(vars(e).values() for e in kept))
     joined = Experience(*(None if c[0] is None else torch.cat(c) for c in columns))
-    return joined, wasted / len(drawn), drawn
+    return joined, wasted / len(drawn), drawn, tokens
 
 
 @torch.no_grad()
@@ -405,6 +405,7 @@ def log_step(run, experience, updates, watch, equal_groups, sampler_error, token
         "equal_groups": equal_groups,
         "length": experience.length.float().mean().item(),
         "skipped": run.skipped,
+        "lr": run.config.lr * run.rate(),
         "limit": 1 - experience.ended.float().mean().item(),
         **{f"{phase}_s": seconds for phase, seconds in watch.seconds.items()},
     }
@@ -430,10 +431,8 @@ def main(argv):
     # the policy, and the model that it starts from as a frozen reference
     make = f"python train_mle.py --world={world.in_commands()}"
     run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint, make)
-    checkpoint = run.resumed
-    if not checkpoint:
-        path = checkpoint_path(config.init_from or f"{world.name}-mle", config.out)
-        checkpoint = run.start_from(path, device, make, stages=("mle", "rlvr"))
+    path = checkpoint_path(config.init_from or f"{world.name}-mle", config.out)
+    checkpoint = run.resumed or run.start_from(path, device, make, stages=("mle", "rlvr"))
     model_config = ModelConfig(**checkpoint["model_config"])
     policy = Model(model_config).to(device).eval()
     policy.load_state_dict(checkpoint["model"])
@@ -459,16 +458,17 @@ def main(argv):
 
         # 1. sample a group of answers to each prompt, decode each into a predicted state, score it
         # against the true one, and compare it with its group
-        experience, equal, drawn = collect(policy, world, terms, config, precision, rng, watch)
+        parts = collect(policy, world, terms, config, precision, rng, watch)
+        experience, equal, drawn, sampled = parts
 
         # 2. what did the policy and the reference think of the answers before the update? In bf16
         # the sampler's own log-probabilities are off by rounding, so that they are computed anew
-        passes = 1 + 3 * config.update_epochs
+        passes = 3 * config.update_epochs
         sampler_error = None
         if config.dtype == "bfloat16":
-            sampled = experience.old_logprob
+            of_sampler = experience.old_logprob
             experience.old_logprob = score(policy, world, experience, config, precision)
-            gap = (experience.old_logprob - sampled).expm1().abs()
+            gap = (experience.old_logprob - of_sampler).expm1().abs()
             gap = gap.masked_fill(~experience.mask, 0).sum() / experience.mask.sum()
             sampler_error = all_reduce([gap.item()], "mean")[0]
             passes += 1
@@ -486,8 +486,8 @@ def main(argv):
                 updates.append(update(network, optimizer, world, minibatch, config, precision))
         watch.lap("update")
 
-        tokens = all_reduce([experience.count_tokens()])[0]
-        run.work += passes * tokens
+        tokens, sampled = all_reduce([experience.count_tokens(), sampled])
+        run.work += sampled + passes * tokens
         row = log_step(run, experience, updates, watch, equal, sampler_error, tokens)
         run.finite({n: row[n] for n in ("loss", "ratio", "norm", "reward")}, lambda: drawn)
         recent.append(row)

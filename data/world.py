@@ -180,8 +180,8 @@ def claim(folder, names):
             f"folder with --out, and nothing of yours is replaced"
         )
     try:
-        if folder.is_file():
-            raise NotADirectoryError(20, "it is a file")
+        if folder.is_file() or not folder.name:
+            raise NotADirectoryError(20, "it cannot be a world's folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {folder} ({error.strerror}): --out") from None
