@@ -14,6 +14,8 @@ backward pass. The test set is used here and nowhere else.
 """
 
 import json
+import platform
+import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -378,6 +380,21 @@ def kinds_table(world, rows, indices, config):
     return f"{metric} by kind, changed / overall:\n\n{markdown(header, table)}"
 
 
+def provenance(world, rows):
+    """{"commit", "machine"} of a table: of this checkout, and what its models were trained on."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"  # no git, or no checkout
+    machine = platform.processor() or platform.machine()
+    if world.device.type == "cuda":
+        machine = torch.cuda.get_device_name(world.device)
+    settings = sorted({row.machine for row in rows if row.machine})
+    return {"commit": commit, "machine": "; ".join([machine, *settings])}
+
+
 def judge(world, config):
     """Prints the table (and the curves) and writes them to out/<name>."""
     indices = list(range(len(world.records[config.split])))
@@ -406,6 +423,7 @@ def judge(world, config):
     columns = world.columns(config.split, indices)
     results = {
         "config": asdict(config),
+        **provenance(world, rows),
         "scale": {heading: world.metrics[name].scale for heading, name, _ in columns},
         "curves": curves,
         "rows": {},

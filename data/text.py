@@ -163,10 +163,11 @@ def write_text_world(
     for split in SPLITS:
         records = splits[split]
         changed = sum(record.get("changed", True) for record in records) / len(records)
-        states = len({record.get("state") for record in records})
+        states = len({record["state"] for record in records if record.get("state")})
+        shared_states = f", {states:,} states" if states else ""
         print(
-            f"{folder / split}.jsonl: {len(records):,} transitions, {changed:.1%} changed, "
-            f"{states:,} states"
+            f"{folder / split}.jsonl: {len(records):,} transitions, {changed:.1%} changed"
+            f"{shared_states}"
         )
     print(f"{folder / 'bpe.json'}: {257 + len(merged)} tokens")
 
