@@ -77,29 +77,31 @@ def print_help(config_class):
     source = inspect.getsource(config_class)
     for field in dataclasses.fields(config_class):
         # the comment behind the field, or else the one before it
-        behind = re.search(rf"^    {field.name}: .*  # (.*)$", source, re.M)
-        above = re.search(rf"((?:^    # .*\n)*)^    {field.name}: ", source, re.M)
-        comment = behind[1] if behind else " ".join(above[1].replace("    # ", "").split("\n"))
-        allowed = field.metadata.get("allowed", ())
-        words = isinstance(field.default, str)
-        values = ", ".join(allowed) if words else " to ".join(f"{end:g}" for end in allowed)
-        values = f" ({values})" if allowed else ""
-        print(f"  --{field.name}={field.default}".ljust(32), comment.strip() + values)
+        line = re.search(rf"((?:^    # .*\n)*)^    {field.name}: .*?(?:  # (.*))?$", source, re.M)
+        comment = line[2] or " ".join(line[1].replace("    # ", "").split("\n"))
+        allowed = map(str, field.metadata.get("allowed", ()))
+        values = (", " if isinstance(field.default, str) else " to ").join(allowed)
+        print(
+            f"  --{field.name}={field.default}".ljust(32),
+            comment.strip(),
+            f"({values})" * bool(values),
+        )
 
 
 def read_value(name, text, kind, allowed=()):
     """'3e-4' -> 0.0003 and so on. Raises BadInput for another kind, or what is not allowed."""
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     try:
-        number = float(text) if kind in (int, float) else 0.0
-        value = {str: text, bool: words.get(text.lower()), float: number}.get(kind)
-        if kind is int and number == int(number):
-            value = int(number)
-    except (ValueError, OverflowError):
-        value = None
-    if value is None or value != value:
+        value = text
+        if kind is bool:
+            words = dict.fromkeys(("true", "1", "yes"), True)
+            value = {**words, **dict.fromkeys(("false", "0", "no"), False)}[text.lower()]
+        elif kind is not str:
+            value = kind(float(text))
+            if value != float(text):  # not whole, or not a number
+                raise ValueError
+    except (ValueError, OverflowError, KeyError):
         expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
-        raise BadInput(f"--{name}={text}: expected {expected}")
+        raise BadInput(f"--{name}={text}: expected {expected}") from None
     if allowed and kind is str:
         one_of(name, value, allowed)
     elif allowed and not allowed[0] <= value <= allowed[1]:
@@ -171,15 +173,9 @@ def start_processes(config):
     """
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    able = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    device = config.device if config.device != "auto" else next(name for name in able if able[name])
-    if not able.get(device.partition(":")[0]):
-        there_are = ", ".join(name for name in able if able[name])
-        raise BadInput(f"--device={device}: there is no such device here (there are: {there_are})")
+    present = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    device = [*present, "cpu"][0] if config.device == "auto" else config.device
+    one_of("--device here", device.partition(":")[0], [*present, "cpu"])
     if device == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
     device = torch.device(device)
@@ -200,13 +196,11 @@ def start_processes(config):
 
 def keep_memory():
     """Tells glibc to keep freed memory: page faults cost a step up to half of its time on a CPU."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
         libc = ctypes.CDLL("libc.so.6")
         # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
         for name, value in ((-1, 2**30), (-2, 2**26), (-3, 2**30)):
             libc.mallopt(name, value)
-    except (OSError, AttributeError):
-        pass
 
 
 def multiplies_bf16(device):
@@ -231,9 +225,7 @@ def all_reduce(values, op="sum"):
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor(list(values), dtype=torch.float64, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
-    if op == "mean":
-        tensor /= dist.get_world_size()
-    return tensor.tolist()
+    return (tensor / ranks() if op == "mean" else tensor).tolist()
 
 
 def share_of(name, total, pieces):
@@ -277,12 +269,6 @@ def save_checkpoint(path, checkpoint):
         ) from None
 
 
-def checkpoint_path(name, out=OUT):
-    """Where a run's best checkpoint lies, given its name or the path of a checkpoint file."""
-    is_file = name.endswith(".pt") or Path(name).is_file()
-    return Path(name) if is_file else Path(out, name, "best.pt")
-
-
 def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle", "rlvr")):
     """
     Reads a checkpoint, verifies its checksums and never unpickles code. Raises BadInput if there is
@@ -319,7 +305,7 @@ def newest_checkpoint(path, make, stage):
         checkpoint = load_checkpoint(before, "cpu", make, (stage,))
         if is_main_process():
             print(f"{error}; going on from {before} instead", file=sys.stderr)
-            if path.is_file():  # out of the way, or the next save would keep it instead
+            with contextlib.suppress(FileNotFoundError):  # or the next save would keep it instead
                 os.replace(path, path.with_name("last-damaged.pt"))
         return checkpoint
 
@@ -414,14 +400,12 @@ class Run:
                 import wandb
             except ImportError:
                 raise BadInput("--wandb needs the package wandb: pip install wandb") from None
-            settings = dataclasses.asdict(self.config)
-            name = self.folder.name
-            self.wandb = wandb.init(project=self.config.wandb, name=name, config=settings)
+            how = dict(name=self.folder.name, config=dataclasses.asdict(self.config))
+            self.wandb = wandb.init(project=self.config.wandb, **how)
         if position is None and (self.folder / "last.pt").is_file() and not SMOKE:
             # another run of this name: nothing of the user's is lost
-            aside = (self.folder.with_name(f"{self.folder.name}.old{n}") for n in range(1, 10**6))
-            aside = next(path for path in aside if not path.exists())
-            os.replace(self.folder, aside)
+            n = 1 + len(list(self.folder.parent.glob(f"{self.folder.name}.old*")))
+            aside = self.folder.rename(f"{self.folder}.old{n}")
             self.tell(f"{self.folder} held another run, which is now {aside}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -529,13 +513,12 @@ class Run:
             self.save("best.pt")
         numbers = {f"val_{name}": number for name, number in numbers.items()}
         self.write(self.step, work=self.work, **numbers)
-        shown = ", ".join(f"{name[4:]} {number:.4f}" for name, number in numbers.items())
-        trained = ""
+        found = ", ".join(f"{name[4:]} {number:.4f}" for name, number in numbers.items())
+        found += " (best so far)" if better else ""
         if self.rows:
             means = {name: np.mean([row[name] for row in self.rows]) for name in self.shown}
-            trained = "; training: " + ", ".join(f"{n} {mean:.4g}" for n, mean in means.items())
-        mark = " (best so far)" if better else ""
-        self.tell(f"step {self.step}: validation: {shown}{mark}{trained}; {self.seconds:.0f} s")
+            found += "; training: " + ", ".join(f"{n} {mean:.4g}" for n, mean in means.items())
+        self.tell(f"step {self.step}: validation: {found}; {self.seconds:.0f} s")
         self.rows = []
         self.save("last.pt")
 

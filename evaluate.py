@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # common first: it says how torch's threads wait, before torch is imported
-from common import OUT, BadInput, checkpoint_path, load_checkpoint, option, parse_config
-from common import run_main, start_processes, work_behind
+from common import OUT, BadInput, load_checkpoint, option, parse_config, run_main
+from common import start_processes, work_behind
 
 import numpy as np
 import torch
@@ -177,6 +177,12 @@ class Row(NamedTuple):
     seconds: float = 0.0  # of training behind it, all stages together
     work: float = 0.0
     machine: str = ""
+
+
+def checkpoint_path(name, out=OUT):
+    """Where a run's best checkpoint lies, given its name or the path of a checkpoint file."""
+    is_file = name.endswith(".pt") or Path(name).is_file()
+    return Path(name) if is_file else Path(out, name, "best.pt")
 
 
 def load_model(path, world, device):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # common first: it says how torch's threads wait, before torch is imported
-from common import OUT, checkpoint_path, option, parse_config, run_main, start_processes
+from common import OUT, option, parse_config, run_main, start_processes
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from data import load_world
 from data.world import SPLITS
-from evaluate import load_model
+from evaluate import checkpoint_path, load_model
 from generate import generate
 
 

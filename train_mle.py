@@ -14,14 +14,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 # common first: it says how torch's threads wait, before torch is imported
-from common import OUT, BadInput, Run, all_reduce, checkpoint_path, option
-from common import parse_config, ranks, run_main, share_of, start_processes
+from common import OUT, BadInput, Run, all_reduce, option, parse_config
+from common import ranks, run_main, share_of, start_processes
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from data import load_world
-from evaluate import validate, validation_indices
+from evaluate import checkpoint_path, validate, validation_indices
 from model import Model, ModelConfig
 
 

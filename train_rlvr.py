@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 # common first: it says how torch's threads wait, before torch is imported
-from common import OUT, Run, all_reduce, checkpoint_path, one_of, option, parse_config
+from common import OUT, Run, all_reduce, one_of, option, parse_config
 from common import ranks, run_main, share_of, start_processes
 
 import torch
@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from data import load_world
-from evaluate import validate, validation_indices
+from evaluate import checkpoint_path, validate, validation_indices
 from generate import generate
 from model import Model, ModelConfig
 
