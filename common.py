@@ -48,7 +48,7 @@ def run_main(main, argv=None):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what was saved is good: --resume", file=sys.stderr)
+        print("stopped by Ctrl-C; a training goes on with --resume", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # somebody reads only the head of what is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -286,7 +286,7 @@ def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle
     except Exception as error:
         raise BadInput(
             f"{path} is not a checkpoint of this version or is damaged ({type(error).__name__}); "
-            f"delete it and train again with: {make}"
+            f"name another, or make it anew with: {make}"
         ) from None
     if stage not in stages:
         wanted = " or ".join(stages)

@@ -181,8 +181,9 @@ class Row(NamedTuple):
 
 def checkpoint_path(name, out=OUT):
     """Where a run's best checkpoint lies, given its name or the path of a checkpoint file."""
-    is_file = name.endswith(".pt") or Path(name).is_file()
-    return Path(name) if is_file else Path(out, name, "best.pt")
+    if name.endswith(".pt") or Path(name).is_file():
+        return Path(name)
+    return Path(name if "/" in name else Path(out, name), "best.pt")
 
 
 def load_model(path, world, device):
@@ -286,7 +287,11 @@ def checkpoints(world, config):
     found = {}
     for row, runs in wanted.items():
         paths = [checkpoint_path(run, config.out) for run in runs]
-        if row == "MLE" or (paths and all(path.is_file() for path in paths)):
+        # what was asked for by name must be there
+        asked = row not in ("MLE continued", "RLVR") or (
+            config.more if "MLE" in row else config.rlvr
+        )
+        if asked or (paths and all(path.is_file() for path in paths)):
             found[row] = paths
         else:
             missing = ", ".join(map(str, paths)) or f"{config.out}/{name}-mle-more-1/best.pt"
@@ -345,21 +350,21 @@ def results_table(world, rows, indices, config):
     return "\n".join(lines)
 
 
-def curves_table(world, curves, config):
-    """The best-of-N curves as text, in the first metric."""
+def curves_table(world, curves, n, config):
+    """The best-of-N curves over n transitions as text, in the first metric."""
     name = next(iter(world.metrics))
     scale = world.metrics[name].scale
     header = ["N"]
     for row in curves:
         header += [f"{row} by reward", f"{row} own best"]
     table = []
-    for n in next(iter(curves.values())):
-        cells = [n]
+    for N in next(iter(curves.values())):
+        cells = [N]
         for curve in curves.values():
-            cells += [f"{curve[n][what][name] * scale:.2f}" for what in ("winner", "own")]
+            cells += [f"{curve[N][what][name] * scale:.2f}" for what in ("winner", "own")]
         table.append(cells)
     title = (
-        f"best of N samples at T = 1, {config.curve_records} transitions: {name} of the sample "
+        f"best of N samples at T = 1, {n} transitions: {name} of the sample "
         f"with the best reward ({config.select_by or world.reward}) | {name}'s own best"
     )
     return f"{title}\n\n{markdown(header, table)}"
@@ -417,7 +422,7 @@ def judge(world, config):
             curves[label] = best_of_n(model, world, indices[: config.curve_records], config)
     report = [results_table(world, rows, indices, config)]
     if curves:
-        report.append(curves_table(world, curves, config))
+        report.append(curves_table(world, curves, len(indices[: config.curve_records]), config))
     if config.kinds and world.kinds:
         report.append(kinds_table(world, rows, indices, config))
     text = "\n\n".join(report) + "\n"
@@ -425,6 +430,8 @@ def judge(world, config):
     # written before it is printed: a terminal that cannot show it must not lose it
     folder = Path(config.out) / (config.name or f"{world.name}-results")
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("results.*"):
+        old.replace(old.with_stem("results-before"))
     (folder / "results.md").write_text(text, encoding="utf-8")
     columns = world.columns(config.split, indices)
     results = {
@@ -476,6 +483,8 @@ def average(folders):
 def main(argv):
     config = parse_config(Config, argv, SMOKE)
     if config.average:
+        if len(set(config.average.split(","))) < len(config.average.split(",")):
+            raise BadInput(f"--average={config.average} names one result twice")
         average([Path(config.out) / name for name in config.average.split(",")])
         return
     device, *_ = start_processes(config)

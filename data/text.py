@@ -58,8 +58,8 @@ def json_lines(path, remedy):
                 if line:
                     found = True
                     yield where, read_json(line, where, remedy)
-    except FileNotFoundError:
-        raise BadInput(f"there is no {path}; {remedy}") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise BadInput(f"there is no file {path}; check its name, or {remedy}") from None
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise BadInput(
@@ -75,8 +75,8 @@ def read_json(line, where, remedy):
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"{where}: byte {error.start + 1} is not UTF-8; save the file in the encoding UTF-8 "
-            f"(a spreadsheet calls it 'CSV UTF-8' or 'Unicode'), or {remedy}"
+            f"{where}: byte {error.start + 1} is not UTF-8; save the file in the encoding UTF-8, "
+            f"or {remedy}"
         ) from None
     except (ValueError, RecursionError):
         raise BadInput(
@@ -128,7 +128,7 @@ def write_text_world(
     records whose answer has more tokens are left out (0: none). Raises BadInput for an empty split,
     or a folder that holds files of the user's.
     """
-    folder = claim(folder, FILES)
+    folder = claim(folder, "text", FILES)
     for split in SPLITS:
         if not splits.get(split):
             raise BadInput(
@@ -197,6 +197,36 @@ def keep_short(splits, bpe, longest):
     return kept
 
 
+def score_answer(task, answer, truth, names):
+    """
+    {name: value} of one answer; each metric's worst value where it is malformed.
+
+    Raises BadInput for a metric that fails, or whose value is worse than its declared worst: then
+    an answer that never ends would be better than a bad one, and that is what training would find.
+    """
+    try:
+        prediction = task.read(answer, truth)
+    except (ValueError, TypeError):
+        return {name: task.metrics[name].worst for name in names}
+    scores = {}
+    for name in names:
+        metric = task.metrics[name]
+        try:
+            scores[name] = float(metric.function(prediction, truth))
+        except Exception as error:
+            raise BadInput(
+                f"the metric {name} failed on the answer {answer[:60]!r} ({type(error).__name__}: "
+                f"{error}); mend its function in task.py"
+            ) from error
+        if not metric.better * (scores[name] - metric.worst) >= 0:
+            raise BadInput(
+                f"the metric {name} is {scores[name]:g} for the answer {answer[:60]!r}, worse than "
+                f"its worst value {metric.worst:g}, which answers that never end get; declare that "
+                f"in task.py: Metric(..., worst=...)"
+            )
+    return scores
+
+
 # ------------------------------------------------------------------------------------------------
 # The world
 
@@ -227,8 +257,11 @@ class TextWorld(World):
         self.terms(self.reward)
         self.eos_id = self.bpe.n_vocab
         self.vocab_size = self.bpe.n_vocab + 1
-        digest = hashlib.sha256((self.folder / "bpe.json").read_bytes()).hexdigest()
-        self.fingerprint = f"{meta['domain']} {digest[:12]}"
+        # of the vocabulary and of the splits: no model meets its training records in another test
+        digest = hashlib.sha256()
+        for name in FILES[:4]:
+            digest.update((self.folder / name).read_bytes())
+        self.fingerprint = f"{meta['domain']} {digest.hexdigest()[:12]}"
 
         self.records = {
             split: read_records(self.folder / f"{split}.jsonl", self.remedy) for split in SPLITS
@@ -438,14 +471,7 @@ class TextWorld(World):
         for answer in answers:
             if answer in known:
                 continue
-            try:
-                prediction = self.task.read(answer, truth)
-            except (ValueError, TypeError):
-                known[answer] = worst
-                continue
-            known[answer] = {
-                name: float(self.metrics[name].function(prediction, truth)) for name in names
-            }
+            known[answer] = score_answer(self.task, answer, truth, names)
         return [known[answer] for answer in answers]
 
     def is_perfect(self, split, index, answer):

@@ -36,7 +36,7 @@ class Metric:
     function: Callable
     better: int = 1  # 1: more is better; -1: less is
     scale: float = 100  # tables show it times this
-    worst: float = 0.0  # the value of an answer that is malformed or never ends
+    worst: float = 0.0  # no value is worse; that of an answer that is malformed or never ends
     by_change: bool = False  # tables also show it for what changes, what does not, and over kinds
 
 
@@ -93,6 +93,8 @@ def load_task(domain, path="", kind=None):
     file = HERE / domain / "task.py"
     if path:
         file = Path(path)
+        if not file.is_file():
+            raise BadInput(f"--task: there is no {path}")
         if file.resolve().parent.name != domain:
             there = file.resolve().parent.name
             raise BadInput(f"--task={path} is the task of {there!r}, the world is of {domain!r}")
@@ -162,26 +164,28 @@ def read_meta(name):
     return folder, meta, make
 
 
-def claim(folder, names):
+def claim(folder, form, names):
     """
-    The folder of a world that is about to be written. Raises BadInput if it holds files called as
-    ours are that no prepare.py of ours has written: nothing of the user's is replaced.
+    The folder of a world, "text" or "video", that is about to be written. Raises BadInput if it
+    holds a world of the other form, or files called as ours are that no prepare.py of ours has
+    written: nothing of the user's is replaced.
     """
     folder = Path(folder)
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        ours = isinstance(meta, dict) and {"form", "domain"} <= meta.keys()
-    except (OSError, ValueError):
-        ours = False
+        there_is = meta["form"] if isinstance(meta["domain"], str) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        there_is = ""
     there = [name for name in names if (folder / name).exists()]
-    if there and not ours:
-        raise BadInput(
-            f"{folder} holds {', '.join(there)}, which no prepare.py has written; name another "
-            f"folder with --out, and nothing of yours is replaced"
-        )
+    elsewhere = "name another folder with --out, and nothing of yours is replaced"
+    if there_is and there_is != form:
+        raise BadInput(f"{folder} holds a {there_is} world, this one is {form}; {elsewhere}")
+    if there and not there_is:
+        found = ", ".join(there)
+        raise BadInput(f"{folder} holds {found}, which no prepare.py has written; {elsewhere}")
     try:
-        if folder.is_file() or not folder.name:
-            raise NotADirectoryError(20, "it cannot be a world's folder")
+        if (folder.exists() and not folder.is_dir()) or not folder.name:
+            raise NotADirectoryError(20, "it is a file or no folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {folder} ({error.strerror}): --out") from None

@@ -404,7 +404,7 @@ def test_a_rollout_has_as_many_permuted_prompts_as_asked_for(world, permute_ids)
     watch = train_rlvr.Watch(torch.device("cpu"))
     terms = [(1.0, "strict_task")]
     given = model, world, terms, config, nullcontext(), np.random.default_rng(0), watch
-    experience, _, drawn = train_rlvr.collect(*given)
+    experience, _, drawn, _ = train_rlvr.collect(*given)
     assert len(drawn) == len(experience.prompt) == 20
     same = 0
     for i, prompt, length in zip(drawn, experience.prompt, experience.prompt_len):

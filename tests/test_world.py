@@ -122,6 +122,10 @@ def test_without_its_task_a_domain_gets_a_sentence(toy, script):
     own.main(PREPARE)
     with pytest.raises(BadInput, match="'sums' needs its task: --task=FOLDER/sums/task.py"):
         script.main(["--world=./mine", "--threads=1"])
+    with pytest.raises(BadInput, match="there is no toys/task.py"):
+        script.main(["--world=./mine", "--task=toys/task.py", "--threads=1"])
+    Path("toys").mkdir()
+    Path("toys/task.py").write_text(TOY_TASK)
     with pytest.raises(BadInput, match="is the task of 'toys', the world is of 'sums'"):
         script.main(["--world=./mine", "--task=toys/task.py", "--threads=1"])
     assert not Path("out").exists()
@@ -385,9 +389,9 @@ def test_a_text_world_of_ours_is_replaced_and_what_else_lies_there_stays(tmp_pat
     own.main([*options, "--seed=1"])
     assert load_world(folder).records != first
     assert (folder / "source.jsonl").read_text() == jsonl(*ROWS)
-    assert claim(folder, ("train.jsonl", "meta.json")) == folder
+    assert claim(folder, "text", ("train.jsonl", "meta.json")) == folder
     with pytest.raises(BadInput, match="is a file"):
-        claim(folder / "source.jsonl", ())
+        claim(folder / "source.jsonl", "text", ())
     splits = {split: [GOOD] for split in ("train", "val", "test")}
     with pytest.raises(BadInput, match="is a file"):
         write_text_world(folder / "source.jsonl", "own", load_task("own"), splits)
@@ -417,3 +421,51 @@ def test_a_metric_is_read_as_it_says():
     """The defaults that a task.py may rely on."""
     metric = Metric(len)
     assert (metric.better, metric.scale, metric.worst, metric.by_change) == (1, 100, 0.0, False)
+
+
+@pytest.mark.parametrize(
+    "metric,words",
+    [
+        ("Metric(lambda a, t: -3.0)", "worse than its worst value 0"),
+        ("Metric(lambda a, t: 1, better=-1)", "worse than its worst value 0"),
+        ("Metric(lambda a, t: float('nan'), worst=-9)", "worse than its worst value -9"),
+        ("Metric(lambda a, t: 1 / 0)", "ZeroDivisionError"),
+    ],
+)
+def test_a_metric_must_keep_to_its_worst_value(tmp_path, metric, words):
+    """
+    Guards against a negative reward whose worst answers score below those that never end: training
+    would learn never to end an answer, and the table would call that perfect.
+    """
+    (tmp_path / "odd").mkdir()
+    task = f'from data.world import Metric, TextTask\nTASK = TextTask({{"odd": {metric}}}, "odd")\n'
+    (tmp_path / "odd/task.py").write_text(task)
+    rows = [dict(prompt=f"{n} =", response=str(n)) for n in range(30)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [f"--path={tmp_path}/mine.jsonl", f"--out={tmp_path}/mine", "--vocab_size=260"]
+    with pytest.raises(BadInput, match=words):
+        own.main([*options, f"--task={tmp_path}/odd/task.py"])
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_world_cut_in_another_way_is_another_world(tmp_path):
+    """Guards against a model that is judged on records it was trained on, after a new split."""
+    rows = [dict(prompt=f"{n} =", response=str(n)) for n in range(30)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [f"--path={tmp_path}/mine.jsonl", f"--out={tmp_path}/mine", "--vocab_size=258"]
+    found = []
+    for seed in (0, 0, 1):
+        own.main([*options, f"--seed={seed}"])
+        found.append(load_world(str(tmp_path / "mine")).fingerprint)
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_world_of_the_other_form_is_not_replaced(tmp_path):
+    """Guards against a video world that turns into a text world under its trained models."""
+    (tmp_path / "clips").mkdir()
+    meta = json.dumps({"form": "video", "domain": "robot"})
+    (tmp_path / "clips/meta.json").write_text(meta)
+    with pytest.raises(BadInput, match="holds a video world, this one is text"):
+        claim(tmp_path / "clips", "text", ("meta.json",))
+    assert claim(tmp_path / "clips", "video", ("meta.json",)) == tmp_path / "clips"
+    assert (tmp_path / "clips/meta.json").read_text() == meta

@@ -120,8 +120,8 @@ def world_folder(config):
                 f"--out={config.out} and --path={config.path} lie within each other; name a folder "
                 f"elsewhere, and your episodes stay as they are"
             )
-    claim(folder.with_name(f"{folder.name}-multi"), ("meta.json",))
-    return claim(folder, (*SPLITS, "meta.json"))
+    claim(folder.with_name(f"{folder.name}-multi"), "video", ("meta.json",))
+    return claim(folder, "video", (*SPLITS, "meta.json"))
 
 
 def main(argv):
