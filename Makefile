@@ -29,7 +29,7 @@ bench: .venv/installed
 test: .venv/installed-dev
 	.venv/bin/ruff format --check --quiet .
 	.venv/bin/ruff check --quiet .
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 # kills, resumes and corrupts training runs for ten minutes; make soak ARGS="--minutes=60 --seed=1"
 soak: .venv/installed

@@ -294,15 +294,16 @@ def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle
     return checkpoint
 
 
-def newest_checkpoint(path, make, stage):
+def newest_checkpoint(path, stage):
     """For --resume: the checkpoint at path or, if that is torn, the one before it, or BadInput."""
     before = path.with_name("last-before.pt")
+    wanted = "cpu", "the same command without --resume", (stage,)
     try:
-        return load_checkpoint(path, "cpu", make, (stage,))
+        return load_checkpoint(path, *wanted)
     except BadInput as error:
         if not before.is_file():
             raise
-        checkpoint = load_checkpoint(before, "cpu", make, (stage,))
+        checkpoint = load_checkpoint(before, *wanted)
         if is_main_process():
             print(f"{error}; going on from {before} instead", file=sys.stderr)
             with contextlib.suppress(FileNotFoundError):  # or the next save would keep it instead
@@ -330,7 +331,7 @@ class Run:
 
     PROGRESS = ("step", "seconds", "work", "before", "best", "evaluated", "skipped")
 
-    def __init__(self, stage, config, name, fingerprint="", make="python train_mle.py"):
+    def __init__(self, stage, config, name, fingerprint=""):
         self.stage = stage
         self.config = config
         self.fingerprint = fingerprint
@@ -350,7 +351,7 @@ class Run:
         self.resumed = None
         if config.resume:
             path = self.folder / "last.pt"
-            self.resumed = newest_checkpoint(path, make, stage)
+            self.resumed = newest_checkpoint(path, stage)
             self.refuse_other_world(self.resumed, path)
 
     def refuse_other_world(self, checkpoint, path):

@@ -177,6 +177,7 @@ class Row(NamedTuple):
     seconds: float = 0.0  # of training behind it, all stages together
     work: float = 0.0
     machine: str = ""
+    budget: dict = {}  # {"work", "seconds"} of its whole run; the best checkpoint may be early
 
 
 def checkpoint_path(name, out=OUT):
@@ -258,15 +259,19 @@ def model_rows(label, paths, world, indices, val, config):
         model, checkpoint = load_model(path, world, world.device)
         decoding, value = best_decoding(model, world, val, config)
         if best is None or value > best[0]:
-            best = value, model, checkpoint, decoding
-    _, model, checkpoint, decoding = best
+            best = value, model, checkpoint, decoding, path
+    _, model, checkpoint, decoding, path = best
     behind = work_behind(checkpoint)
+    last = path.with_name("last.pt")
+    budget = work_behind(load_checkpoint(last)) if last.is_file() else behind
     settings = checkpoint["config"]
     machine = f"{settings['dtype']}, {settings['threads']} threads"
     rows = []
     for how in ("T=1", decoding):
         scores = sampled_scores(model, world, indices, DECODINGS.get(how, Decoding()), config)
-        rows.append(Row(f"{label}, {how}", scores, behind["seconds"], behind["work"], machine))
+        rows.append(
+            Row(f"{label}, {how}", scores, behind["seconds"], behind["work"], machine, budget)
+        )
     return rows, model
 
 
@@ -345,7 +350,7 @@ def results_table(world, rows, indices, config):
         rival = by_label["MLE continued"]
         rlvr = by_label["RLVR"]
         for what in ("work", "seconds"):
-            if getattr(rival, what) < getattr(rlvr, what):
+            if rival.budget[what] < rlvr.budget[what]:
                 lines.append(f"\nMLE continued had less {what} than RLVR here: read it with care.")
     return "\n".join(lines)
 

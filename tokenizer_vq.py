@@ -615,8 +615,7 @@ def main(argv):
         fused=device.type != "mps",
     )
     world = Path(config.world).name
-    make = f"python tokenizer_vq.py --world={config.world}"
-    run = Run("tokenizer", config, f"{world}-tokenizer", make=make)
+    run = Run("tokenizer", config, f"{world}-tokenizer")
     if run.resumed:
         names = ("factor", "dynamics", "channels", "depth", "quantizer", "levels", "codes", "seed")
         run.refuse_other_options(names)

@@ -154,7 +154,7 @@ def main(argv):
     # --------------------------------------------------------------------------------------------
     # model and optimizers; all ranks start from the same weights
     make = f"python train_mle.py --world={world.in_commands()}"
-    run = Run("mle", config, f"{world.name}-mle", world.fingerprint, make)
+    run = Run("mle", config, f"{world.name}-mle", world.fingerprint)
     checkpoint = run.resumed
     if config.init_from and not config.resume:
         path = checkpoint_path(config.init_from, config.out)

@@ -430,7 +430,7 @@ def main(argv):
     # --------------------------------------------------------------------------------------------
     # the policy, and the model that it starts from as a frozen reference
     make = f"python train_mle.py --world={world.in_commands()}"
-    run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint, make)
+    run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint)
     path = checkpoint_path(config.init_from or f"{world.name}-mle", config.out)
     checkpoint = run.resumed or run.start_from(path, device, make, stages=("mle", "rlvr"))
     model_config = ModelConfig(**checkpoint["model_config"])

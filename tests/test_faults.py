@@ -99,7 +99,7 @@ def save(path, value, n=1000):
 
 def newest(path):
     """The checkpoint that --resume would go on from."""
-    return common.newest_checkpoint(path, "python train_mle.py", "mle")
+    return common.newest_checkpoint(path, "mle")
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed_and_the_one_before_is_used(tmp_path, capsys):

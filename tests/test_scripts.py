@@ -552,7 +552,7 @@ IN_THE_HOUSE = [
     ("train_mle.py --steps=1.5", ["whole number"]),
     ("train_mle.py --steps=0", ["--steps=0", "from 1 to"]),
     ("train_mle.py --dtype=bfloat61", ["dtype", "did you mean 'bfloat16'?"]),
-    ("train_mle.py --device=gpu", ["--device=gpu"]),
+    ("train_mle.py --device=gpu", ["--device", "gpu", "there are: "]),
     ("train_mle.py steps=3", ["--name=value"]),
     ("train_mle.py --world=nowhere", ["nowhere", "prepare.py"]),
     ("train_mle.py --init_from=nothing.pt", ["no checkpoint at nothing.pt"]),
