@@ -559,7 +559,7 @@ IN_THE_HOUSE = [
     ("train_mle.py --init_from=nothing", ["no checkpoint at out/nothing/best.pt"]),
     ("train_mle.py --init_from=textgame/bpe.json", ["bpe.json", "not a checkpoint"]),
     ("train_mle.py --init_from=tokenizer.pt", ["tokenizer.pt", "'tokenizer', not mle"]),
-    ("train_mle.py --resume", ["out/textgame-mle/last.pt", "python train_mle.py"]),
+    ("train_mle.py --resume", ["out/textgame-mle/last.pt", "the same command without --resume"]),
     ("train_mle.py --n_embd=30", ["n_embd"]),
     ("train_mle.py --decay=1.5 --steps=3", ["--decay", "from 0 to 1"]),
     ("train_rlvr.py --reward=strict_tusk", ["strict_tusk", "strict_task"]),
