@@ -1,7 +1,4 @@
-"""
-The little that every script shares: the command line, one clear sentence for bad input, processes,
-checkpoints, and the Run.
-"""
+"""What every script shares: options, sentences for bad input, processes, checkpoints, the Run."""
 
 import contextlib
 import ctypes
@@ -27,6 +24,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+
+VERSION = "0.2.0"  # what CHANGELOG.md and CITATION.cff call this
 
 # SMOKE=1 in the environment: all that a script does, in seconds, written to out/smoke.
 SMOKE = os.environ.get("SMOKE", "") not in ("", "0")
@@ -79,13 +78,10 @@ def print_help(config_class):
         # the comment behind the field, or else the one before it
         line = re.search(rf"((?:^    # .*\n)*)^    {field.name}: .*?(?:  # (.*))?$", source, re.M)
         comment = line[2] or " ".join(line[1].replace("    # ", "").split("\n"))
-        allowed = map(str, field.metadata.get("allowed", ()))
-        values = (", " if isinstance(field.default, str) else " to ").join(allowed)
-        print(
-            f"  --{field.name}={field.default}".ljust(32),
-            comment.strip(),
-            f"({values})" * bool(values),
-        )
+        between = ", " if isinstance(field.default, str) else " to "
+        values = between.join(map(str, field.metadata.get("allowed", ())))
+        usage = f"  --{field.name}={field.default}".ljust(32)
+        print(usage, comment.strip(), f"({values})" * bool(values))
 
 
 def read_value(name, text, kind, allowed=()):
@@ -93,13 +89,12 @@ def read_value(name, text, kind, allowed=()):
     try:
         value = text
         if kind is bool:
-            words = dict.fromkeys(("true", "1", "yes"), True)
-            value = {**words, **dict.fromkeys(("false", "0", "no"), False)}[text.lower()]
+            value = ("false", "0", "no", "true", "1", "yes").index(text.lower()) > 2
         elif kind is not str:
             value = kind(float(text))
             if value != float(text):  # not whole, or not a number
                 raise ValueError
-    except (ValueError, OverflowError, KeyError):
+    except (ValueError, OverflowError):
         expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
         raise BadInput(f"--{name}={text}: expected {expected}") from None
     if allowed and kind is str:
@@ -109,16 +104,14 @@ def read_value(name, text, kind, allowed=()):
     return value
 
 
-def parse_config(config_class, argv, smoke=None, quiet=False):
+def parse_config(config_class, argv, smoke=()):
     """
-    Builds config_class from its defaults and every --name=value, and prints it in full. smoke:
-    {field: value} that take the place of all else under SMOKE=1. A bare --flag means true for a
-    bool. Raises BadInput for an unknown name or a value that its field does not allow.
+    Builds config_class from its defaults and every --name=value (--flag: true), and prints it.
+    smoke: {field: value}, last under SMOKE=1. Raises BadInput for an unknown name or a bad value.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     if "--help" in argv or "-h" in argv:
-        print_help(config_class)
-        sys.exit(0)
+        sys.exit(print_help(config_class))
     values = {}
     for word in argv:
         if not word.startswith("--"):
@@ -136,10 +129,9 @@ def parse_config(config_class, argv, smoke=None, quiet=False):
             raise BadInput(f"--name={text}: a name has no slash; the folder of results is --out")
         allowed = fields[name].metadata.get("allowed", ())
         values[name] = read_value(name, text if equals else "true", kind, allowed)
-    if SMOKE:
-        values.update(smoke or {})
+    values.update(smoke if SMOKE else ())
     config = config_class(**values)
-    if not quiet and is_main_process():
+    if is_main_process():
         words = (f"--{name}={value}" for name, value in dataclasses.asdict(config).items())
         print("config: " + " ".join(words) + "   (SMOKE=1)" * SMOKE)
     return config
@@ -166,10 +158,9 @@ def is_main_process():
 
 def start_processes(config):
     """
-    Joins torchrun's process group if there is one, and does as the options device, threads, dtype
-    and seed say. Returns (device, rank, world_size, precision): precision is the context in which
-    the network runs, bf16 autocast or nothing. config.dtype becomes what "auto" stands for. The
-    number of threads is fixed, since results differ in their last digits between numbers of them.
+    Joins torchrun's process group if there is one, and does as device, threads, dtype and seed say.
+    Returns (device, rank, world_size, precision), the context in which the network runs. "auto"
+    becomes what it stands for. The number of threads is fixed: results depend on it.
     """
     rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -182,8 +173,7 @@ def start_processes(config):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
-    if device.type == "cpu":
-        keep_memory()
+    keep_memory()
     torch.set_num_threads(config.threads)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -196,11 +186,10 @@ def start_processes(config):
 
 def keep_memory():
     """Tells glibc to keep freed memory: page faults cost a step up to half of its time on a CPU."""
-    with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
-        libc = ctypes.CDLL("libc.so.6")
-        # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-        for name, value in ((-1, 2**30), (-2, 2**26), (-3, 2**30)):
-            libc.mallopt(name, value)
+    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+    for name, value in ((-1, 2**30), (-2, 2**26), (-3, 2**30)):
+        with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
+            ctypes.CDLL("libc.so.6").mallopt(name, value)
 
 
 def multiplies_bf16(device):
@@ -213,9 +202,7 @@ def multiplies_bf16(device):
 
 def autocast(device, dtype):
     """bf16 autocast (weights and optimizer stay fp32) where dtype is "bfloat16", or nothing."""
-    if dtype == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def all_reduce(values, op="sum"):
@@ -246,8 +233,8 @@ def ranks():
 
 def save_checkpoint(path, checkpoint):
     """
-    Writes a dictionary to a temporary name, flushes it to disk and renames it: the file is whole or
-    absent. The last.pt of before becomes last-before.pt. Raises BadInput if the disk is full.
+    Writes a dictionary under another name, flushes and renames it: the file is whole or absent. The
+    last.pt of before becomes last-before.pt. Raises BadInput if the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,17 +250,12 @@ def save_checkpoint(path, checkpoint):
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(
-            f"could not save {path}: {reason}; the one that was there before is untouched: make "
-            f"room on the disk and go on with --resume"
-        ) from None
+        remedy = "the one before it is untouched: make room on the disk and go on with --resume"
+        raise BadInput(f"could not save {path}: {reason}; {remedy}") from None
 
 
 def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle", "rlvr")):
-    """
-    Reads a checkpoint, verifies its checksums and never unpickles code. Raises BadInput if there is
-    none, if any bit of it has changed, or if it is of a stage that is not wanted here.
-    """
+    """Never unpickles code. Raises BadInput for none, a changed bit, or another stage's."""
     if not Path(path).is_file():
         raise BadInput(f"there is no checkpoint at {path} yet; make one with: {make}")
     try:
@@ -284,14 +266,19 @@ def load_checkpoint(path, device="cpu", make="python train_mle.py", stages=("mle
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         stage, _, _ = (checkpoint[key] for key in ("stage", "model_config", "progress"))
     except Exception as error:
-        raise BadInput(
-            f"{path} is not a checkpoint of this version or is damaged ({type(error).__name__}); "
-            f"name another, or make it anew with: {make}"
-        ) from None
+        wrong = f"is not a checkpoint of this version or is damaged ({type(error).__name__})"
+        raise BadInput(f"{path} {wrong}; name another, or make it anew with: {make}") from None
     if stage not in stages:
         wanted = " or ".join(stages)
         raise BadInput(f"{path} is of the stage {stage!r}, not {wanted}; make one with: {make}")
     return checkpoint
+
+
+def refuse_other_world(checkpoint, fingerprint, path):
+    """Raises BadInput if a checkpoint was trained on another world than the one at hand."""
+    if checkpoint["world"] != fingerprint:
+        worlds = f"({checkpoint['world']}, not {fingerprint})"
+        raise BadInput(f"{path} is of another world {worlds}: name the right one with --world")
 
 
 def newest_checkpoint(path, stage):
@@ -325,8 +312,8 @@ class Run:
             ...
             run.log(("loss",), tokens, loss=loss)
 
-    seconds: spent in steps, validation not counted. work: tokens through the network, 1 for a
-    forward pass and 3 for one with its backward pass. before: both, of earlier stages.
+    seconds: in steps, without validation. work: tokens through the network, forward 1, forward and
+    backward 3. before: both, of earlier stages.
     """
 
     PROGRESS = ("step", "seconds", "work", "before", "best", "evaluated", "skipped")
@@ -348,25 +335,15 @@ class Run:
         self.wandb = None
         self.begun = None  # when the step under way began
         self.rows = []  # what was logged since the last validation
-        self.resumed = None
-        if config.resume:
-            path = self.folder / "last.pt"
-            self.resumed = newest_checkpoint(path, stage)
-            self.refuse_other_world(self.resumed, path)
-
-    def refuse_other_world(self, checkpoint, path):
-        """Raises BadInput if a checkpoint was trained on another world than this run's."""
-        world = checkpoint["world"]
-        if world != self.fingerprint:
-            remedy = "name the right one with --world, or train anew"
-            raise BadInput(
-                f"{path} is of another world ({world}, not {self.fingerprint}): {remedy}"
-            )
+        path = self.folder / "last.pt"
+        self.resumed = newest_checkpoint(path, stage) if config.resume else None
+        if self.resumed:
+            refuse_other_world(self.resumed, fingerprint, path)
 
     def start_from(self, path, device, make, stages=("mle",)):
         """The checkpoint of an earlier stage that this run builds on; its work is remembered."""
         checkpoint = load_checkpoint(path, device, make, stages)
-        self.refuse_other_world(checkpoint, path)
+        refuse_other_world(checkpoint, self.fingerprint, path)
         self.before = work_behind(checkpoint)
         return checkpoint
 
@@ -421,8 +398,7 @@ class Run:
         if not self.file:
             return
         row = {"step": step, "train_seconds": self.elapsed(), **numbers}
-        for name, value in row.items():
-            row[name] = float(f"{value:.6g}") if isinstance(value, float) else value
+        row = {n: float(f"{x:.6g}") if isinstance(x, float) else x for n, x in row.items()}
         self.file.write(json.dumps(row) + "\n")
         if self.wandb:
             self.wandb.log(row, step=step)
@@ -432,19 +408,17 @@ class Run:
         if not is_main_process():
             return
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-        save_checkpoint(
-            self.folder / filename,
-            {
-                "stage": self.stage,
-                "world": self.fingerprint,
-                "config": dataclasses.asdict(self.config),
-                "model_config": self.model_config,
-                "progress": {name: getattr(self, name) for name in self.PROGRESS},
-                "random": [torch.get_rng_state(), *cuda],
-                "log_position": self.file.tell(),
-                **{name: part.state_dict() for name, part in self.parts.items()},
-            },
-        )
+        checkpoint = {
+            "stage": self.stage,
+            "world": self.fingerprint,
+            "config": dataclasses.asdict(self.config),
+            "model_config": self.model_config,
+            "progress": {name: getattr(self, name) for name in self.PROGRESS},
+            "random": [torch.get_rng_state(), *cuda],
+            "log_position": self.file.tell(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
+        }
+        save_checkpoint(self.folder / filename, checkpoint)
 
     def rng(self, rank=0):
         """Random numbers that depend on seed, step and rank only, so that resuming is exact."""
@@ -452,9 +426,9 @@ class Run:
 
     def rate(self):
         """The share of the learning rate at this step: warm-up, 1, then falling to 0."""
-        left = 1 - self.step / self.config.steps
-        falling = left / self.config.decay if self.config.decay else 1.0
-        return min(1.0, (self.step + 1) / self.config.warmup, falling)
+        config = self.config
+        falling = (1 - self.step / config.steps) / config.decay if config.decay else 1.0
+        return min(1.0, (self.step + 1) / config.warmup, falling)
 
     def set_rate(self, optimizer, lr):
         """Sets an optimizer's learning rate to lr times the rate of this step."""
@@ -463,14 +437,13 @@ class Run:
 
     def steps(self, validate):
         """
-        Yields each step's number, and saves, until all are done, --seconds have passed, or Ctrl-C
-        or SIGTERM came. best.pt is the one with the largest value of validate() -> (value, {name:
-        number}), which is called every eval_every steps and at the end.
+        Yields each step's number until all are done, --seconds are over, or Ctrl-C or SIGTERM came.
+        best.pt has the largest value of validate() -> (value, {name: number}).
         """
         config = self.config
         asked = watch_signals()
-        silent = not is_main_process()
-        self.bar = tqdm(disable=silent, unit="step", initial=self.step, total=config.steps)
+        how = dict(unit="step", initial=self.step, total=config.steps)
+        self.bar = tqdm(disable=not is_main_process(), **how)
         first = self.step
         while True:
             self.begun = None
@@ -512,9 +485,8 @@ class Run:
         if better:
             self.best = value
             self.save("best.pt")
-        numbers = {f"val_{name}": number for name, number in numbers.items()}
-        self.write(self.step, work=self.work, **numbers)
-        found = ", ".join(f"{name[4:]} {number:.4f}" for name, number in numbers.items())
+        self.write(self.step, work=self.work, **{f"val_{n}": x for n, x in numbers.items()})
+        found = ", ".join(f"{name} {number:.4f}" for name, number in numbers.items())
         found += " (best so far)" if better else ""
         if self.rows:
             means = {name: np.mean([row[name] for row in self.rows]) for name in self.shown}
@@ -529,8 +501,7 @@ class Run:
         numbers["tokens_per_second"] = tokens / max(1e-9, self.elapsed() - self.seconds)
         self.rows.append(numbers)
         self.write(self.step + 1, **numbers)
-        postfix = {name: f"{numbers[name]:.3g}" for name in shown}
-        self.bar.set_postfix(postfix, refresh=False)
+        self.bar.set_postfix({name: f"{numbers[name]:.3g}" for name in shown}, refresh=False)
 
     def tell(self, sentence):
         """Prints a sentence above the bar."""
@@ -538,21 +509,16 @@ class Run:
             tqdm.write(sentence)
 
     def finite(self, numbers, records):
-        """
-        True if all of numbers {name: float} are finite: what is not stays out of the weights.
-        Raises BadInput, naming the step's records(), at the third step in a row that is not.
-        """
-        wrong = ", ".join(f"{n} {value}" for n, value in numbers.items() if not np.isfinite(value))
+        """True if all numbers {name: float} are finite; BadInput if 3 steps in a row are not."""
+        wrong = ", ".join(f"{n} {x}" for n, x in numbers.items() if not np.isfinite(x))
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if wrong else 0
         if wrong:
             self.skipped += 1
             self.tell(f"step {self.step}: {wrong}; update skipped ({self.skipped} so far)")
         if self.skipped_in_a_row == 3:
-            raise BadInput(
-                f"3 updates in a row were not finite ({wrong}; training records "
-                f"{', '.join(map(str, records()))}); go on from {self.folder}/last.pt with "
-                f"--resume and a lower --lr, or with --dtype=float32"
-            )
+            where = f"{wrong}; training records {', '.join(map(str, records()))}"
+            remedy = "go on with --resume and a lower --lr, or with --dtype=float32"
+            raise BadInput(f"3 updates in a row were not finite ({where}); {remedy}")
         return not wrong
 
 
@@ -563,10 +529,7 @@ def work_behind(checkpoint):
 
 
 def watch_signals():
-    """
-    From now on Ctrl-C and SIGTERM ask the loop to save and stop after the step; a second Ctrl-C
-    ends it at once. Returns asked(), True on every rank as soon as one of them was asked.
-    """
+    """Returns asked(): whether Ctrl-C or SIGTERM came since, on any rank (Ctrl-C twice: ends)."""
     received = []
 
     def note(number, frame):

@@ -9,8 +9,10 @@ Judge a world model: the results table, and the scores that training validates b
 The table's rows: copy (nothing changes), lookup (no learning: the training record of the same state
 with the nearest action), for video the tokenizer's floor, MLE, MLE continued (for at least the work
 of RLVR; the better of its runs on validation) and RLVR, each at T = 1 and at the decoding that does
-best on validation. Work is tokens through the network, 1 for a forward pass and 3 for one with its
-backward pass. The test set is used here and nowhere else.
+best on validation. Of 16 samples of MLE: the likeliest, the vote (the one that the others agree
+with most), for video the median of the pictures, and the best, which only an oracle finds. Work is
+tokens through the network, 1 for a forward pass and 3 for one with its backward pass. Differences
+have a 95 % bootstrap interval over independent units. The test set is used here and nowhere else.
 """
 
 import json
@@ -23,8 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # common first: it says how torch's threads wait, before torch is imported
-from common import OUT, BadInput, load_checkpoint, option, parse_config, run_main
-from common import start_processes, work_behind
+from common import OUT, VERSION, BadInput, load_checkpoint, option, parse_config, run_main
+from common import refuse_other_world, start_processes, work_behind
 
 import numpy as np
 import torch
@@ -52,8 +54,7 @@ class Config:
     val_records: int = option(256, 1, 10**9)  # for the choice of decoding and checkpoint
     select_by: str = ""  # reward by which these are chosen; empty: the world's own
     seeds: int = option(3, 1, 64)  # samples of each answer for rows that sample
-    best_of: int = option(16, 0, 4096)  # largest N of the best-of-N curves (0: none)
-    curve_records: int = option(200, 1, 10**9)  # records for the curves
+    best_of: int = option(16, 0, 4096)  # N samples for the vote and the best-of-N curves (0: none)
     kinds: bool = False  # also one line per kind of game or page
     lpips_weights: str = ""  # folder of the public VGG16 and LPIPS weights, for the metric lpips
     # the machine
@@ -63,7 +64,7 @@ class Config:
     out: str = OUT  # the folder of all results
 
 
-SMOKE = dict(records=12, val_records=8, best_of=4, curve_records=4, seeds=2)
+SMOKE = dict(records=12, val_records=8, best_of=4, seeds=2)
 
 
 class Decoding(NamedTuple):
@@ -95,30 +96,32 @@ class Scores(NamedTuple):
     limit: float  # share of answers without an end token
 
 
+def rollouts(model, world, split, indices, decoding, group_size, generator):
+    """
+    Yields (rows, batch, rollout): group_size answers to each of 64 of the records `indices` at a
+    time; rows are their places in indices.
+    """
+    model.eval()
+    # neighbours of like length: little padding
+    order = sorted(range(len(indices)), key=lambda n: world.prompt_length(split, indices[n]))
+    temperature, *cut = decoding
+    for i in range(0, len(order), 64):
+        rows = order[i : i + 64]
+        batch = world.batch(split, [indices[n] for n in rows])
+        yield rows, batch, generate(model, batch, group_size, temperature, generator, *cut)
+
+
 @torch.no_grad()
 def evaluate(model, world, split, indices, names, decoding=GREEDY, group_size=1, generator=None):
     """
     Samples group_size responses to each of the records `indices` of a split and scores what they
     decode to. Returns Scores.
     """
-    model.eval()
-    # neighbours of like length: little padding
-    order = sorted(range(len(indices)), key=lambda n: world.prompt_length(split, indices[n]))
     scores = {name: torch.zeros(len(indices), group_size) for name in names}
     lengths = []
     limits = []
-    for i in range(0, len(order), 64):
-        rows = order[i : i + 64]
-        batch = world.batch(split, [indices[n] for n in rows])
-        rollout = generate(
-            model,
-            batch,
-            group_size,
-            decoding.temperature,
-            generator,
-            decoding.top_k,
-            decoding.top_p,
-        )
+    drawn = rollouts(model, world, split, indices, decoding, group_size, generator)
+    for rows, batch, rollout in drawn:
         for name, values in world.score(batch, rollout.tokens, names).items():
             scores[name][rows] = values.cpu()
         lengths.append(rollout.length.float().mean().item())
@@ -191,11 +194,7 @@ def load_model(path, world, device):
     """(model, checkpoint) of a file of this world. Raises BadInput for another one's."""
     make = f"python train_mle.py --world={world.in_commands()}"
     checkpoint = load_checkpoint(path, device, make)
-    if checkpoint["world"] != world.fingerprint:
-        raise BadInput(
-            f"{path} was trained on another world ({checkpoint['world']}, not "
-            f"{world.fingerprint}); name the right one with --world"
-        )
+    refuse_other_world(checkpoint, world.fingerprint, path)
     model = Model(ModelConfig(**checkpoint["model_config"])).to(device)
     model.load_state_dict(checkpoint["model"])
     return model.eval(), checkpoint
@@ -223,24 +222,75 @@ def sampled_scores(model, world, indices, decoding, config):
     return evaluate(model, world, config.split, indices, names, decoding, n, generator).metrics
 
 
-def best_of_n(model, world, indices, config):
-    """
-    Best-of-N at T = 1: {N: {"winner": {metric: mean}, "own": {metric: mean}}}. winner: the sample
-    with the best reward, all its metrics; own: each metric's own best, as the paper counts. Both
-    average over disjoint blocks of N out of best_of samples.
-    """
+class Many(NamedTuple):
+    """N answers of a model to each record, at T = 1."""
+
+    scores: dict  # {metric: [records, N]}
+    reward: torch.Tensor  # [records, N]
+    logprob: torch.Tensor  # [records, N] of whole answers; -inf for one that has not ended
+    agreement: torch.Tensor  # [records, N] see World.agreement
+    median: dict  # {metric: [records, 1]} of their median, or None where there is none
+
+
+@torch.no_grad()
+def sample_many(model, world, indices, config):
+    """best_of answers to each record of the split at T = 1, and all that is said of them: Many."""
     generator = torch.Generator(world.device).manual_seed(config.seed)
+    terms = world.terms(config.select_by or world.reward)
     names = list(world.metrics)
-    n = config.best_of
-    found = evaluate(model, world, config.split, indices, names, Decoding(), n, generator)
-    reward = world.weighted_sum(world.terms(config.select_by or world.reward), found.metrics)
+    shape = len(indices), config.best_of
+    scores = {name: torch.zeros(shape) for name in names}
+    median = {name: torch.zeros(shape[0], 1) for name in names}
+    logprob = torch.zeros(shape)
+    agreement = torch.zeros(shape)
+    drawn = rollouts(model, world, config.split, indices, Decoding(), config.best_of, generator)
+    for rows, batch, rollout in drawn:
+        for name, values in world.score(batch, rollout.tokens, names).items():
+            scores[name][rows] = values.cpu()
+        ended = rollout.ended | (batch.eos_id is None)
+        own = (rollout.logprob * rollout.mask()).sum(-1)
+        logprob[rows] = own.masked_fill(~ended, float("-inf")).cpu()
+        agreement[rows] = world.agreement(batch, rollout.tokens, terms).cpu()
+        middle = world.median(batch, rollout.tokens, names)
+        for name, values in (middle or {}).items():
+            median[name][rows] = values.cpu()
+    reward = world.weighted_sum(terms, scores)
+    return Many(scores, reward, logprob, agreement, median if middle else None)
+
+
+def chosen_rows(many):
+    """{"likeliest of 16", "vote of 16" and so on: {metric: [records, 1]}}: one answer of many."""
+    N = many.logprob.size(1)
+    # ties of the vote go to the likelier answer
+    first = many.agreement >= many.agreement.amax(1, keepdim=True) - 1e-6
+    vote = many.logprob.masked_fill(~first, float("-inf"))
+    choices = {
+        f"likeliest of {N}": many.logprob,
+        f"vote of {N}": vote,
+        f"best of {N} (an oracle's choice)": many.reward,
+    }
+    rows = {}
+    for label, values in choices.items():
+        winner = values.argmax(1, keepdim=True)  # [records, 1]
+        rows[label] = {name: scores.gather(1, winner) for name, scores in many.scores.items()}
+    if many.median:
+        rows[f"median of {N}"] = many.median
+    return rows
+
+
+def best_of_n(many, world):
+    """
+    Best-of-N: {N: {"winner": {metric: mean}, "own": {metric: mean}}}. winner: the sample with the
+    best reward, all its metrics; own: each metric's own best, as the paper counts. Both average
+    over disjoint blocks of N out of the samples.
+    """
     curve = {}
     n = 1
-    while n <= config.best_of:
-        whole = config.best_of // n * n
-        winner = reward[:, :whole].reshape(-1, n).argmax(1, keepdim=True)  # [records · blocks, 1]
+    while n <= many.reward.size(1):
+        whole = many.reward.size(1) // n * n
+        winner = many.reward[:, :whole].reshape(-1, n).argmax(1, keepdim=True)  # [.. · blocks, 1]
         curve[n] = {"winner": {}, "own": {}}
-        for name, scores in found.metrics.items():
+        for name, scores in many.scores.items():
             block = scores[:, :whole].reshape(-1, n)
             sign = world.better(name)
             curve[n]["winner"][name] = block.gather(1, winner).mean().item()
@@ -305,12 +355,104 @@ def checkpoints(world, config):
 
 
 # ------------------------------------------------------------------------------------------------
+# Differences, and whether they are more than luck
+
+
+def column_mean(weight, scores):
+    """weight [N], scores [N, seeds] -> their weighted mean over the records [seeds]."""
+    return (weight[:, None] * scores).sum(0) / weight.sum()
+
+
+def interval(difference, weight, units, resamples=2000):
+    """
+    difference [N], weight [N], units [N] (which of them belong together) -> (weighted mean, low,
+    high): the 95 % percentile interval of a bootstrap that draws whole units with replacement.
+    """
+    _, unit = np.unique(np.array(units), return_inverse=True)
+    difference = np.asarray(difference, dtype=float)
+    weight = np.asarray(weight, dtype=float)
+    above = np.bincount(unit, weights=weight * difference)  # [U]
+    below = np.bincount(unit, weights=weight)
+    U = len(above)
+    drawn = np.random.default_rng(0).multinomial(U, np.full(U, 1 / U), size=resamples)
+    with np.errstate(invalid="ignore"):  # no unit drawn that has any weight
+        means = drawn @ above / (drawn @ below)
+    low, high = np.nanquantile(means, (0.025, 0.975))
+    return above.sum() / below.sum(), float(low), float(high)
+
+
+def compare(world, judged, indices, config):
+    """
+    {row: {rival: {heading: (difference, low, high)}}} for every row of RLVR against MLE, MLE
+    continued and the vote; judged: {label: {metric: [N, seeds]}}, one decoding each.
+    """
+    units = world.units(config.split, indices)
+    rivals = [label for label in judged if label in ("MLE", "MLE continued") or "vote" in label]
+    found = {}
+    for row in judged:
+        if row in rivals:
+            continue
+        found[row] = {}
+        for rival in rivals:
+            cells = {}
+            for heading, name, weight in world.columns(config.split, indices):
+                gap = judged[row][name].mean(1) - judged[rival][name].mean(1)
+                cells[heading] = interval(gap, weight, units)
+            found[row][rival] = cells
+    return found
+
+
+def headline(world, indices, config):
+    """The heading of the column by which rows are compared: over all records."""
+    for heading, name, weight in world.columns(config.split, indices):
+        if name == world.headline and (weight == weight[0]).all():
+            return heading
+
+
+def verdict(row, rival, heading, cells, metric):
+    """'RLVR is ahead of MLE continued in strict_f1 by 4.1 points (2.9 to 5.2).' It may be level."""
+    sign = metric.better
+    gain, *ends = (sign * metric.scale * value for value in cells[heading])
+    low, high = sorted(ends)
+    place = "level with" if low <= 0 <= high else "ahead of" if gain > 0 else "behind"
+    if place == "behind":
+        gain, low, high = -gain, -high, -low
+    points = " points" if metric.scale == 100 else ""
+    numbers = f"{gain:.3g}{points} ({low:.3g} to {high:.3g})"
+    return f"{row} is {place} {rival} in {heading}{':' if 'level' in place else ' by'} {numbers}."
+
+
+def comparison_table(world, compared, indices, config):
+    """The differences of compare() as text, and sentences that the numbers decide."""
+    columns = world.columns(config.split, indices)
+    scale = {heading: world.metrics[name].scale for heading, name, _ in columns}
+    table = []
+    sentences = []
+    for row, rivals in compared.items():
+        for rival, cells in rivals.items():
+            line = [f"{row} − {rival}"]
+            for heading, factor in scale.items():
+                mean, low, high = (factor * value for value in cells[heading])
+                line.append(f"{mean:+.2f} ({low:.2f} to {high:.2f})")
+            table.append(line)
+            metric = world.metrics[world.headline]
+            sentences.append(verdict(row, rival, headline(world, indices, config), cells, metric))
+    n = len(set(world.units(config.split, indices)))
+    title = (
+        f"differences, each at its best decoding, with 95 % intervals over {n} independent units"
+    )
+    return "\n\n".join([title, markdown(["", *scale], table), "\n".join(sentences)]), sentences
+
+
+# ------------------------------------------------------------------------------------------------
 # The table
 
 
 def cell(values, scale):
-    """[seeds] -> 'mean ± std' times scale, or 'mean' where there is one seed."""
+    """[seeds] -> 'mean ± std' times scale, 'mean' where there is one seed, '-' for nan."""
     values = values * scale
+    if values.isnan().any():
+        return "-"
     digits = 2 if values.mean().abs() >= 10 else 3
     spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
@@ -334,7 +476,9 @@ def results_table(world, rows, indices, config):
     header = ["", *(heading for heading, *_ in columns), "work (M tokens)", "seconds"]
     table = []
     for row in rows:
-        cells = [cell(how(row.scores[name]), scale[name]) for _, name, how in columns]
+        cells = []
+        for _, name, weight in columns:
+            cells.append(cell(column_mean(weight, row.scores[name]), scale[name]))
         table.append([row.label, *cells, f"{row.work / 1e6:.1f}", f"{row.seconds:.0f}"])
     machines = sorted({row.machine for row in rows if row.machine})
     as_they_are = f", {', '.join(plain)} as they are" if plain else ""
@@ -355,8 +499,8 @@ def results_table(world, rows, indices, config):
     return "\n".join(lines)
 
 
-def curves_table(world, curves, n, config):
-    """The best-of-N curves over n transitions as text, in the first metric."""
+def curves_table(world, curves, config):
+    """The best-of-N curves as text, in the first metric."""
     name = next(iter(world.metrics))
     scale = world.metrics[name].scale
     header = ["N"]
@@ -369,8 +513,8 @@ def curves_table(world, curves, n, config):
             cells += [f"{curve[N][what][name] * scale:.2f}" for what in ("winner", "own")]
         table.append(cells)
     title = (
-        f"best of N samples at T = 1, {n} transitions: {name} of the sample "
-        f"with the best reward ({config.select_by or world.reward}) | {name}'s own best"
+        f"best of N samples at T = 1: {name} of the sample with the best reward "
+        f"({config.select_by or world.reward}) | {name}'s own best"
     )
     return f"{title}\n\n{markdown(header, table)}"
 
@@ -397,7 +541,7 @@ def kinds_table(world, rows, indices, config):
 
 
 def provenance(world, rows):
-    """{"commit", "machine"} of a table: of this checkout, and what its models were trained on."""
+    """{"version", "commit", "machine"} of a table: this checkout's, and that of the training."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
     try:
@@ -408,11 +552,11 @@ def provenance(world, rows):
     if world.device.type == "cuda":
         machine = torch.cuda.get_device_name(world.device)
     settings = sorted({row.machine for row in rows if row.machine})
-    return {"commit": commit, "machine": "; ".join([machine, *settings])}
+    return {"version": VERSION, "commit": commit, "machine": "; ".join([machine, *settings])}
 
 
 def judge(world, config):
-    """Prints the table (and the curves) and writes them to out/<name>."""
+    """Prints the table, the differences and the curves, and writes them to out/<name>."""
     indices = list(range(len(world.records[config.split])))
     if config.records:
         chosen = np.random.default_rng(0).permutation(indices)[: config.records]
@@ -420,14 +564,26 @@ def judge(world, config):
     val = validation_indices(world, config.val_records, seed=1)
     rows = [Row(label, scores) for label, scores in world.references(config.split, indices)]
     curves = {}
+    judged = {}  # {label: scores}: one decoding each
     for label, paths in checkpoints(world, config).items():
         own, model = model_rows(label, paths, world, indices, val, config)
         rows += own
+        judged[label] = own[-1].scores
         if config.best_of and label != "MLE continued":
-            curves[label] = best_of_n(model, world, indices[: config.curve_records], config)
+            many = sample_many(model, world, indices, config)
+            curves[label] = best_of_n(many, world)
+        if config.best_of and label == "MLE":
+            for what, scores in chosen_rows(many).items():
+                rows.append(own[0]._replace(label=f"MLE, {what}", scores=scores))
+                judged.update({what: scores} if "vote" in what else {})
     report = [results_table(world, rows, indices, config)]
+    compared = compare(world, judged, indices, config)
+    sentences = []
+    if compared:
+        table, sentences = comparison_table(world, compared, indices, config)
+        report.append(table)
     if curves:
-        report.append(curves_table(world, curves, len(indices[: config.curve_records]), config))
+        report.append(curves_table(world, curves, config))
     if config.kinds and world.kinds:
         report.append(kinds_table(world, rows, indices, config))
     text = "\n\n".join(report) + "\n"
@@ -443,11 +599,17 @@ def judge(world, config):
         "config": asdict(config),
         **provenance(world, rows),
         "scale": {heading: world.metrics[name].scale for heading, name, _ in columns},
+        "headline": headline(world, indices, config),
+        "differences": compared,  # {row: {rival: {heading: (difference, low, high)}}}
+        "verdicts": sentences,
         "curves": curves,
         "rows": {},
     }
     for row in rows:
-        values = {heading: how(row.scores[name]).tolist() for heading, name, how in columns}
+        values = {}
+        for heading, name, weight in columns:
+            means = column_mean(weight, row.scores[name]).tolist()
+            values[heading] = [None if np.isnan(mean) else mean for mean in means]
         results["rows"][row.label] = {**values, "seconds": row.seconds, "work": row.work}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     print(f"{text}\nwritten to {folder / 'results.md'} and results.json")
@@ -455,11 +617,12 @@ def judge(world, config):
 
 def average(folders):
     """
-    Prints one table from the results.json of several training seeds: mean ± std (n - 1) over them.
-    Raises BadInput where one is missing.
+    Prints one table from the results.json of several training seeds: mean ± std (n - 1) over them,
+    and how far RLVR is ahead in each of them. Raises BadInput where one is missing.
     """
     rows = {}
     scale = {}
+    gains = defaultdict(list)
     for folder in folders:
         try:
             results = json.loads((folder / "results.json").read_text())
@@ -468,9 +631,15 @@ def average(folders):
                 row, _, decoding = label.partition(", ")
                 # which decoding is best may differ from seed to seed
                 key = f"{row}, best decoding" if decoding in DECODINGS else label
-                means = [np.mean(columns[heading]) for heading in scale]
+                means = [np.mean(np.array(columns[heading], dtype=float)) for heading in scale]
                 own = *means, columns["work"] / 1e6, columns["seconds"]
                 rows.setdefault(key, []).append(own)
+            heading = results["headline"]
+            for row, rivals in results["differences"].items():
+                for rival, cells in rivals.items():
+                    gains[f"{row} − {rival} in {heading}"].append(
+                        cells[heading][0] * scale[heading]
+                    )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(
                 f"{folder} holds no results.json of evaluate.py ({type(error).__name__}: {error}); "
@@ -482,7 +651,10 @@ def average(folders):
         cells = [cell(torch.tensor(v), scale[heading]) for heading, v in zip(scale, columns)]
         table.append([label, *cells, f"{np.mean(columns[-2]):.1f}", f"{np.mean(columns[-1]):.0f}"])
     header = ["", *scale, "work (M tokens)", "seconds"]
-    print(f"mean ± std over {len(folders)} training seeds\n\n" + markdown(header, table))
+    print(f"mean ± std over {len(folders)} training seeds\n\n" + markdown(header, table) + "\n")
+    for what, values in gains.items():
+        each = ", ".join(f"{value:+.2f}" for value in values)
+        print(f"{what}: {cell(torch.tensor(values), 1)} ({each})")
 
 
 def main(argv):

@@ -18,6 +18,7 @@ import os
 import shutil
 import zlib
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 
 from common import BadInput
 from data.bpe import encoding, train_bpe
-from data.world import SPLITS, Batch, World, claim
+from data.world import SPLITS, Batch, World, claim, truth_of_text
 
 # ------------------------------------------------------------------------------------------------
 # On disk
@@ -99,15 +100,30 @@ def read_records(path, remedy):
             if not isinstance(record.get(key), str):
                 needs = "each line needs prompt and response"
                 raise BadInput(f"{where}: the record has no text under {key!r}; {needs}")
-        for key in ("state", "kind"):
+        for key in ("state", "kind", "unit"):
             if not isinstance(record.get(key, ""), str):
                 raise BadInput(f"{where}: {key!r} is no text; make it one, or leave it out")
+        if "outcomes" in record:
+            check_outcomes(record["outcomes"], where)
         if not isinstance(record.get("changed", True), bool):
             raise BadInput(f"{where}: 'changed' is neither true nor false; mend it or leave it out")
         if not record["prompt"] and not record.get("state"):
             raise BadInput(f"{where}: the prompt is empty; give the model something to start from")
         records.append(record)
     return records
+
+
+def check_outcomes(outcomes, where):
+    """Raises BadInput unless they are a list of [probability, response] that sums to 1."""
+    form = "a list of [probability, response], with probabilities that sum to 1"
+    try:
+        total = sum(probability for probability, _ in outcomes)
+        texts = all(isinstance(response, str) for _, response in outcomes)
+        right = texts and min(outcomes)[0] > 0 and abs(total - 1) < 1e-3
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise BadInput(f"{where}: 'outcomes' is not {form}; mend it or leave it out")
 
 
 FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "bpe.json", "shared.json", "meta.json")
@@ -123,10 +139,12 @@ def write_text_world(
     splits: {"train", "val", "test"}: lists of records {"prompt": str, "response": str} with,
     optionally, "state" (text in front of the prompt that many records share: it is run once for all
     of them), "truth" (what the answer is compared with, for the task's truth(); default: the
-    response), "kind" (of game or page: metrics are also averaged over kinds) and "changed" (whether
-    anything happens). shared: JSON that the task's truth() gets beside each record. longest:
-    records whose answer has more tokens are left out (0: none). Raises BadInput for an empty split,
-    or a folder that holds files of the user's.
+    response), "kind" (of game or page: metrics are also averaged over kinds), "changed" (whether
+    anything happens), "unit" (records of one unit, such as a game, are not independent; default:
+    the state) and, for what is judged, "outcomes" ([[probability, response], ...]: all that could
+    have happened, where the truth is one draw). shared: JSON that the task's truth() gets beside
+    each record. longest: records whose answer has more tokens are left out (0: none). Raises
+    BadInput for an empty split, or a folder that holds files of the user's.
     """
     folder = claim(folder, "text", FILES)
     for split in SPLITS:
@@ -230,6 +248,8 @@ def score_answer(task, answer, truth, names):
 # ------------------------------------------------------------------------------------------------
 # The world
 
+EXPECTED = "expected_"
+
 
 class TextWorld(World):
     """A text domain; see data/world.py for what every world has."""
@@ -242,7 +262,7 @@ class TextWorld(World):
         self.task = task
         self.device = torch.device(device)
         self.remedy = f"make the world again with {make}"
-        self.metrics = task.metrics
+        self.metrics = dict(task.metrics)
         self.foreign_options = () if task.permute else ("permute_ids",)
         try:
             self.reward = meta["reward"]
@@ -279,11 +299,28 @@ class TextWorld(World):
         self.response_len = 1 + max(len(response) for *_, response in seen)
         self.block_size = self.max_prompt + self.response_len
 
+        self.expect()
         # {split: {kind: (indices of the unchanged records, indices of the changed ones)}}
         self.strata = {split: self.by_change(split, "kind") for split in SPLITS}
         # the same by state: the training records that can go behind one copy of it
         self.branches = self.by_change("train", "state")
         self.has_states = any(record.get("state") for record in self.records["train"])
+
+    def expect(self):
+        """
+        Where records tell all that could have happened: metrics "expected_<name>" of the first
+        metric and of the reward's, the mean of an answer's scores over these outcomes. They are
+        free of the luck of the one draw that the truth is.
+        """
+        self.headline = next(iter(self.metrics))
+        judged = self.records["val"] + self.records["test"]
+        if any("outcomes" in record for record in judged):
+            if not self.task.as_truth and self.task.truth is not truth_of_text:
+                raise BadInput(f"{self.folder}: records have 'outcomes': their task needs as_truth")
+            names = [self.headline, *(name for _, name in self.terms(self.reward))]
+            for name in names:
+                self.metrics[EXPECTED + name] = replace(self.task.metrics[name], by_change=False)
+            self.headline = EXPECTED + self.headline
 
     def by_change(self, split, key):
         """{the records' value of key: (indices of the unchanged ones, of the changed ones)}."""
@@ -466,13 +503,67 @@ class TextWorld(World):
         answers are scored once; one that is malformed or never ends gets each metric's worst value.
         """
         truth = self.truth(split, index)
-        worst = {name: self.metrics[name].worst for name in names}
-        known = {None: worst}
+        plain = [name for name in names if name in self.task.metrics]
+        expected = [name for name in names if name not in self.task.metrics]
+        outcomes = self.outcomes(split, index) if expected else []
+        known = {None: {name: self.metrics[name].worst for name in names}}
         for answer in answers:
             if answer in known:
                 continue
-            known[answer] = score_answer(self.task, answer, truth, names)
+            known[answer] = score_answer(self.task, answer, truth, plain)
+            for name in expected:
+                metric = name.removeprefix(EXPECTED)
+                known[answer][name] = sum(
+                    probability * score_answer(self.task, answer, outcome, [metric])[metric]
+                    for probability, outcome in outcomes
+                )
         return [known[answer] for answer in answers]
+
+    def outcomes(self, split, index):
+        """[(probability, truth)] of all that could have happened. Raises BadInput in training."""
+        if split == "train":
+            raise BadInput("training records tell one outcome: give a --reward without 'expected_'")
+        truth = self.truth(split, index)
+        record = self.records[split][index]
+        outcomes = record.get("outcomes", [(1.0, record["response"])])
+        return [(p, self.as_truth(response, truth)) for p, response in outcomes]
+
+    def as_truth(self, answer, truth):
+        """What others are compared with if this answer is right, or None where nobody can say."""
+        if self.task.as_truth:
+            return self.task.as_truth(answer, truth)
+        return answer if self.task.truth is truth_of_text else None
+
+    def agreement(self, batch, tokens, terms):
+        """
+        tokens [B, G, R] -> [B, G]: each answer's mean reward against the other G - 1, each taken as
+        the truth (what is malformed agrees with none), or the number of its equals among them where
+        the task cannot say what would be true; -inf for one that has not ended.
+        """
+        terms = [(weight, name.removeprefix(EXPECTED)) for weight, name in terms]
+        names = [name for _, name in terms]
+        rows = []
+        for index, answers in zip(batch.indices, self.decode(batch, tokens)):
+            truth = self.truth(batch.split, index)
+            count = Counter(answer for answer in answers if answer is not None)
+            value = dict.fromkeys(count, 0.0)
+            for other, n in count.items():
+                try:
+                    as_truth = self.as_truth(other, truth)
+                except (ValueError, TypeError):
+                    continue
+                for answer in count:
+                    if as_truth is None:
+                        value[answer] += (answer == other) * (n - 1)
+                        continue
+                    scores = score_answer(self.task, answer, as_truth, names)
+                    reward = sum(w * self.better(name) * scores[name] for w, name in terms)
+                    value[answer] += (n - (answer == other)) * reward / max(1, len(answers) - 1)
+            rows.append([value.get(answer, float("-inf")) for answer in answers])
+        return torch.tensor(rows, dtype=torch.float32, device=self.device)
+
+    def median(self, batch, tokens, names):
+        """None: texts have no median."""
 
     def is_perfect(self, split, index, answer):
         """Whether an answer is as good as the true one by the first metric of the task."""
@@ -501,12 +592,19 @@ class TextWorld(World):
             "copy (nothing changes)": lambda index: self.task.nothing_changes,
             "lookup (no learning)": nearest,
         }
+        if EXPECTED + next(iter(self.task.metrics)) in self.metrics:
+            rules["ceiling (the likeliest outcome)"] = lambda i: self.likeliest(split, i)
         rows = []
         for label, rule in rules.items():
             scores = [self.score_texts(split, i, [rule(i)], self.metrics)[0] for i in indices]
             by_name = {n: torch.tensor([[score[n]] for score in scores]) for n in self.metrics}
             rows.append((label, by_name))
         return rows
+
+    def likeliest(self, split, index):
+        """The response that is right most often: no answer has a higher expected exact match."""
+        record = self.records[split][index]
+        return max(record.get("outcomes", [(1.0, record["response"])]))[1]
 
     def nearest_action(self, split):
         """
@@ -541,31 +639,26 @@ class TextWorld(World):
 
     def columns(self, split, indices):
         """
-        Columns of the table: [(heading, metric, how)]; how maps scores [N, seeds] to one number per
-        seed [seeds].
+        Columns of the table: [(heading, metric, weight [N])]; a column is a weighted mean over the
+        records.
         """
         records = [self.records[split][i] for i in indices]
-        changed = torch.tensor([record.get("changed", True) for record in records])
-        kinds = defaultdict(list)
-        for n, record in enumerate(records):
-            kinds[record.get("kind", "")].append(n)
-
-        def every(values):
-            return values.mean(0)
-
-        def over_kinds(values):
-            return torch.stack([values[rows].mean(0) for rows in kinds.values()]).mean(0)
-
-        def where(mask):
-            return lambda values: values[mask].mean(0)
-
+        changed = torch.tensor([float(record.get("changed", True)) for record in records])
+        size = Counter(record.get("kind", "") for record in records)
+        every = torch.ones(len(records))
+        over_kinds = torch.tensor([1 / size[record.get("kind", "")] for record in records])
         parts = []
         for name, metric in self.metrics.items():
             divided = metric.by_change and 0 < changed.sum() < len(changed)
             if divided:
-                parts.append((f"{name} unchanged", name, where(~changed)))
-                parts.append((f"{name} changed", name, where(changed)))
+                parts.append((f"{name} unchanged", name, 1 - changed))
+                parts.append((f"{name} changed", name, changed))
             parts.append((f"{name} overall" if metric.by_change else name, name, every))
-            if metric.by_change and len(kinds) > 1:
+            if metric.by_change and len(size) > 1:
                 parts.append((f"{name} mean of kinds", name, over_kinds))
         return parts
+
+    def units(self, split, indices):
+        """[N]: what a record says, or else its state, or else its own number."""
+        records = [self.records[split][i] for i in indices]
+        return [r.get("unit") or r.get("state") or str(i) for i, r in zip(indices, records)]

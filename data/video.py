@@ -145,6 +145,7 @@ class VideoWorld(World):
         if self.multi:
             self.of_frames = tuple(name for name in self.metrics if name != "last_repeats")
         self.terms(self.reward)
+        self.headline = self.terms(self.reward)[0][1]
 
     def segments(self, split, length):
         """Every (episode, first frame, context frame) with `length` frames from the first on."""
@@ -378,15 +379,11 @@ class VideoWorld(World):
         B, G, _ = tokens.shape
         last, true = self.truth(batch.split, batch.indices)
         state = self.true_state(batch.split, batch.indices)
-        pixels = self.frame_shape[1] * self.frame_shape[2]
-        frames = FRAMES_AT_ONCE.get(self.device.type, 256) * 64 * 64 // pixels
-        size = max(1, frames // (G * self.horizon))  # prompts at a time
         shape = B, G, self.horizon
         scores = {name: torch.zeros(shape, device=tokens.device) for name in names}
         ids = self.frame_ids(tokens)
         before = self.last_ids(batch)
-        for i in range(0, B, size):
-            part = slice(i, i + size)
+        for part in self.parts(B, G):
             predicted = self.decode(batch.rows(part), tokens[part])
             truth = last[part], true[part], None if state is None else state[part]
             values = self.frame_scores(predicted, truth, names)
@@ -396,6 +393,52 @@ class VideoWorld(World):
             for name in names:
                 scores[name][part] = repeats if name in REPEATS else values[name]
         return scores if by_frame else self.over_frames(scores)
+
+    def agreement(self, batch, tokens, terms):
+        """
+        tokens [B, G, R] -> [B, G]: each answer's mean reward against the other G - 1, each taken as
+        the truth, by those terms that look at pixels alone (mae+0.5*ssim if none does).
+        """
+        pixels = [(w, name) for w, name in terms if self.plain_name(name) in {**PIXELS, **MOVING}]
+        terms = pixels or self.terms("mae+0.5*ssim")
+        names = [name for _, name in terms]
+        last, _ = self.truth(batch.split, batch.indices)
+        B, G, _ = tokens.shape
+        total = torch.zeros(B, G, device=tokens.device)
+        for part in self.parts(B, G):
+            predicted = self.decode(batch.rows(part), tokens[part])
+            for g in range(G):
+                truth = last[part], predicted[:, g], None
+                scores = self.over_frames(self.frame_scores(predicted, truth, names))
+                reward = self.weighted_sum(terms, scores)
+                reward[:, g] = 0  # itself
+                total[part] += reward / max(1, G - 1)
+        return total
+
+    def median(self, batch, tokens, names):
+        """
+        tokens [B, G, R] -> {name: [B, 1]}: the metrics of a picture that no sample is, the median
+        of all G of them at each pixel. It has no tokens, so none of the metrics of repetition: nan.
+        """
+        last, true = self.truth(batch.split, batch.indices)
+        state = self.true_state(batch.split, batch.indices)
+        found = []
+        for part in self.parts(*tokens.shape[:2]):
+            predicted = self.decode(batch.rows(part), tokens[part])
+            middle = predicted.median(1, keepdim=True).values
+            truth = last[part], true[part], None if state is None else state[part]
+            scores = self.frame_scores(middle, truth, names)
+            missing = torch.full(middle.shape[:3], float("nan"), device=middle.device)
+            scores.update({name: missing for name in names if name in REPEATS})
+            found.append(self.over_frames(scores))
+        return {name: torch.cat([scores[name] for scores in found]) for name in names}
+
+    def parts(self, B, G):
+        """Slices of B prompts with G answers each, as many as may be decoded at once."""
+        pixels = self.frame_shape[1] * self.frame_shape[2]
+        frames = FRAMES_AT_ONCE.get(self.device.type, 256) * 64 * 64 // pixels
+        size = max(1, frames // (G * self.horizon))
+        return [slice(i, i + size) for i in range(0, B, size)]
 
     @torch.no_grad()
     def frame_scores(self, predicted, truth, names):
@@ -475,7 +518,11 @@ class VideoWorld(World):
 
     def columns(self, split, indices):
         """
-        Columns of the table: [(heading, metric, how)]; how maps scores [N, seeds] to one number per
-        seed [seeds].
+        Columns of the table: [(heading, metric, weight [N])]; a column is a weighted mean over the
+        records.
         """
-        return [(name, name, lambda values: values.mean(0)) for name in self.metrics]
+        return [(name, name, torch.ones(len(indices))) for name in self.metrics]
+
+    def units(self, split, indices):
+        """[N]: the episode of each segment; segments of one overlap."""
+        return [f"episode {self.records[split][i][0]}" for i in indices]

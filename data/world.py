@@ -65,6 +65,9 @@ class TextTask:
     truth: Callable = truth_of_text
     # (answer, truth) -> prediction, what metrics see of an answer; ValueError: it is malformed
     read: Callable = lambda answer, truth: answer
+    # (answer, truth) -> what other answers would be compared with if this one were right; None: the
+    # answer itself where the truth is a text, and else answers agree only if they are equal
+    as_truth: Callable = None
     # where objects have uuids: (texts, permutation) -> the texts with other uuids, and how many
     # uuids a state's text has; it is a symmetry of the domain that augments its data
     permute: Callable = None
@@ -237,8 +240,17 @@ class World:
     mle_batches(n, rng, ...) -> [(prompt, prompt_len, response [B, G, R], weight [B, G, R])]
     decode(batch, tokens [B, G, R]) -> text: B lists of G texts; video: frames [B, G, F, 3, H, W]
     score(batch, tokens [B, G, R], names) -> {name: [B, G] fp32}: decodes, and scores every metric
-    references(split, indices) -> the table's rows that need no model
-    columns(split, indices) -> the table's columns
+    agreement(batch, tokens [B, G, R], terms) -> [B, G] fp32: each answer's mean reward against the
+        other G - 1, each taken as the truth; -inf for one that has not ended. The vote's winner has
+        the largest.
+    median(batch, tokens [B, G, R], names) -> {name: [B, 1]} of the answers' median, or None where
+        there is none
+    references(split, indices) -> the table's rows that need no model, [(label, {metric: [N, 1]})]
+    columns(split, indices) -> the table's columns, [(heading, metric, weight [N])]: each is a
+        weighted mean over the records
+    headline -> the metric by which rows are compared in a sentence
+    units(split, indices) -> [N] names of what is independent of each other (games, visits,
+        episodes), over which intervals are taken
     """
 
     variants = ()

@@ -18,7 +18,9 @@ PART = re.compile(r"^<!-- table ([\w.-]+) -->$.*?^<!-- end -->$", re.M | re.S)
 
 
 def cell(values, scale):
-    """[one per seed] -> 'mean ± std' times scale, or 'mean' where there is one seed."""
+    """[one per seed] -> 'mean ± std' times scale, 'mean' where there is one seed, '-' for none."""
+    if None in values:
+        return "-"
     values = [scale * value for value in values]
     mean = statistics.fmean(values)
     digits = 2 if abs(mean) >= 10 else 3
@@ -52,7 +54,8 @@ def part(name, document):
     table.insert(1, ["-" * width for width in widths])
     rows = [" | ".join(c.ljust(w) for c, w in zip(row, widths)) for row in table]
     text = "\n".join(f"| {row} |" for row in rows)
-    known = {"source": "{}", "budget": "budgets in {}", "commit": "commit {}", "machine": "{}"}
+    known = {"source": "{}", "budget": "budgets in {}", "version": "version {}"}
+    known.update(commit="commit {}", machine="{}")
     notes = [words.format(results[key]) for key, words in known.items() if results.get(key)]
     link = f"[{name}.json]({os.path.relpath(path, document.parent)})"
     return f"<!-- table {name} -->\n\n{text}\n\n*{'; '.join([link, *notes])}*\n\n<!-- end -->"

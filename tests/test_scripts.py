@@ -277,7 +277,7 @@ def test_bf16_is_chosen_by_capability(monkeypatch, able):
         monkeypatch.setattr(torch.cpu, name, lambda: able, raising=False)
     for dtype, wanted in (("auto", able), ("float32", False), ("bfloat16", True)):
         argv = [f"--dtype={dtype}", "--device=cpu", "--threads=1"]
-        config = parse_config(train_mle.Config, argv, quiet=True)
+        config = parse_config(train_mle.Config, argv)
         *_, precision = common.start_processes(config)
         assert config.dtype == ("bfloat16" if wanted else "float32")
         with precision:
@@ -670,7 +670,7 @@ def option_fields():
 def accepted(script, field, text):
     """The value that an option reads from a text, or None if it is refused in one sentence."""
     try:
-        config = parse_config(SCRIPTS[script].Config, [f"--{field.name}={text}"], quiet=True)
+        config = parse_config(SCRIPTS[script].Config, [f"--{field.name}={text}"])
     except BadInput as error:
         assert field.name in str(error) and "\n" not in str(error), error
         return None
@@ -758,7 +758,7 @@ def check_command(script, options):
     assert (ROOT / script).is_file()
     if script != "docs/tables.py" and "--help" not in options:
         module = {**SCRIPTS, "tests/soak.py": soak}[script]
-        parse_config(module.Config, options, quiet=True)
+        parse_config(module.Config, options)
 
 
 def code_in(text):

@@ -99,7 +99,7 @@ MLE = ["--n_layer=1", "--n_head=2", "--n_kv_head=2", "--n_embd=32", "--batch_siz
 MLE += ["--warmup=2", "--steps=6", "--eval_every=3", "--eval_records=8", "--threads=1"]
 RLVR = ["--prompts_per_step=4", "--group_size=4", "--num_minibatches=2", "--micro_batch_size=2"]
 RLVR += ["--steps=3", "--eval_every=2", "--eval_records=8", "--threads=1"]
-JUDGE = ["--records=12", "--val_records=8", "--best_of=4", "--curve_records=4", "--seeds=2"]
+JUDGE = ["--records=12", "--val_records=8", "--best_of=4", "--seeds=2"]
 JUDGE += ["--threads=1"]
 
 

@@ -144,7 +144,7 @@ def test_the_page_tells_all_but_the_links_for_you():
 
         pair = rename(page), rename(r["prompt"])
         assert seen.setdefault(pair, rename(response)) == rename(response)
-        sessions[pair].add(r["session"])
+        sessions[pair].add(r["unit"])
     assert sum(len(s) > 1 for s in sessions.values()) > 150, "the check has too few cases"
 
 
@@ -419,7 +419,7 @@ def test_records_have_the_promised_form_and_size(records):
     assert lengths[len(lengths) // 2] <= 200 and lengths[-1] <= 600
     assert max(r["response"].count("\n[") for r in records) <= 16
     assert 0.1 < sum(not r["changed"] for r in records) / len(records) < 0.25
-    per_page = Counter((r["session"], r["state"]) for r in records)
+    per_page = Counter((r["unit"], r["state"]) for r in records)
     # several actions are tried on the same page
     assert sum(n >= 4 for n in per_page.values()) > 0.95 * len(per_page)
 
@@ -442,7 +442,7 @@ def test_same_data_for_any_hash_seed():
 
 def test_visits_do_not_depend_on_each_other(records):
     alone = list(shop.transitions([7]))
-    assert alone == [r for r in records if r["session"] == 7]
+    assert alone == [r for r in records if r["unit"] == "visit 7"]
     assert list(shop.transitions([7], seed=1)) != alone
     assert alone != list(shop.transitions([7], shop_seed=1))
 
@@ -452,7 +452,7 @@ def test_no_leakage():
     pairs = {split: [(r["state"], r["prompt"]) for r in rows] for split, rows in splits.items()}
     different = set().union(*pairs.values())
     assert sum(map(len, pairs.values())) == len(different), "a (page, action) pair occurs twice"
-    sessions = {split: {r["session"] for r in rows} for split, rows in splits.items()}
+    sessions = {split: {r["unit"] for r in rows} for split, rows in splits.items()}
     assert (len(sessions["train"]), len(sessions["val"]), len(sessions["test"])) == (70, 10, 10)
     assert not sessions["test"] & (sessions["train"] | sessions["val"])
     assert not sessions["val"] & sessions["train"]

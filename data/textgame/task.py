@@ -41,6 +41,11 @@ def read(answer, truth):
     return Prediction(difference, rewards.apply_difference(truth.state, difference))
 
 
+def as_truth(answer, truth):
+    """The Truth if an answer were right. Raises ValueError or TypeError if it is malformed."""
+    return truth._replace(next_state=read(answer, truth).next_state)
+
+
 def strict(kind):
     """rewards.strict_text_game of a kind, as a function of prediction and truth."""
 
@@ -77,6 +82,7 @@ TASK = TextTask(
     nothing_changes=lines.SAME,
     truth=truth,
     read=read,
+    as_truth=as_truth,
     permute=lines.renumber,
     count_ids=count_ids,
 )

@@ -673,7 +673,7 @@ def first_state(shop, rng):
 
 def transitions(sessions, seed=0, shop_seed=0, steps=8, actions=4, most_items=16):
     """
-    Records of random walks through one shop, as prepare.py writes them, plus "session".
+    Records of random walks through one shop, as prepare.py writes them; the "unit" is the visit.
 
     sessions: the numbers of the visits (each has its own random numbers, so other visits do not
     change it).
@@ -695,7 +695,7 @@ def transitions(sessions, seed=0, shop_seed=0, steps=8, actions=4, most_items=16
                 if response.count("\n[") > most_items:
                     continue
                 yield {
-                    "session": session,
+                    "unit": f"visit {session}",
                     "state": observation(tree),
                     "prompt": f"> {action}\n",
                     "response": response,
