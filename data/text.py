@@ -520,25 +520,33 @@ class TextWorld(World):
         return [known[answer] for answer in answers]
 
     def outcomes(self, split, index):
-        """[(probability, truth)] of all that could have happened. Raises BadInput in training."""
-        if split == "train":
-            raise BadInput("training records tell one outcome: give a --reward without 'expected_'")
+        """
+        [(probability, truth)] of all that could have happened; where a record does not tell, as in
+        training, what did.
+        """
         truth = self.truth(split, index)
         record = self.records[split][index]
         outcomes = record.get("outcomes", [(1.0, record["response"])])
-        return [(p, self.as_truth(response, truth)) for p, response in outcomes]
+        try:
+            return [(p, self.as_truth(response, truth)) for p, response in outcomes]
+        except (ValueError, TypeError) as error:
+            raise BadInput(
+                f"{self.folder / split}.jsonl, record {index + 1}: an outcome cannot be read "
+                f"({error}); {self.remedy}"
+            ) from None
 
     def as_truth(self, answer, truth):
         """What others are compared with if this answer is right, or None where nobody can say."""
         if self.task.as_truth:
             return self.task.as_truth(answer, truth)
+        self.task.read(answer, truth)  # ValueError for what is malformed
         return answer if self.task.truth is truth_of_text else None
 
     def agreement(self, batch, tokens, terms):
         """
         tokens [B, G, R] -> [B, G]: each answer's mean reward against the other G - 1, each taken as
-        the truth (what is malformed agrees with none), or the number of its equals among them where
-        the task cannot say what would be true; -inf for one that has not ended.
+        the truth, or the number of its equals among them where the task cannot say what would be
+        true; -inf for one that is malformed or has not ended.
         """
         terms = [(weight, name.removeprefix(EXPECTED)) for weight, name in terms]
         names = [name for _, name in terms]
@@ -551,6 +559,7 @@ class TextWorld(World):
                 try:
                     as_truth = self.as_truth(other, truth)
                 except (ValueError, TypeError):
+                    value[other] = float("-inf")
                     continue
                 for answer in count:
                     if as_truth is None:
@@ -604,7 +613,10 @@ class TextWorld(World):
     def likeliest(self, split, index):
         """The response that is right most often: no answer has a higher expected exact match."""
         record = self.records[split][index]
-        return max(record.get("outcomes", [(1.0, record["response"])]))[1]
+        total = Counter()
+        for probability, response in record.get("outcomes", [(1.0, record["response"])]):
+            total[response] += probability
+        return max(total, key=total.get)
 
     def nearest_action(self, split):
         """

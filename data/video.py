@@ -423,9 +423,11 @@ class VideoWorld(World):
         last, true = self.truth(batch.split, batch.indices)
         state = self.true_state(batch.split, batch.indices)
         found = []
-        for part in self.parts(*tokens.shape[:2]):
+        B, G, _ = tokens.shape
+        for part in self.parts(B, G):
             predicted = self.decode(batch.rows(part), tokens[part])
-            middle = predicted.median(1, keepdim=True).values
+            # of an even number the mean of the two in the middle, which torch.median does not take
+            middle = predicted.sort(1).values[:, (G - 1) // 2 : G // 2 + 1].mean(1, keepdim=True)
             truth = last[part], true[part], None if state is None else state[part]
             scores = self.frame_scores(middle, truth, names)
             missing = torch.full(middle.shape[:3], float("nan"), device=middle.device)

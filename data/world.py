@@ -241,8 +241,8 @@ class World:
     decode(batch, tokens [B, G, R]) -> text: B lists of G texts; video: frames [B, G, F, 3, H, W]
     score(batch, tokens [B, G, R], names) -> {name: [B, G] fp32}: decodes, and scores every metric
     agreement(batch, tokens [B, G, R], terms) -> [B, G] fp32: each answer's mean reward against the
-        other G - 1, each taken as the truth; -inf for one that has not ended. The vote's winner has
-        the largest.
+        other G - 1, each taken as the truth; -inf for one that is malformed or has not ended. The
+        vote's winner has the largest.
     median(batch, tokens [B, G, R], names) -> {name: [B, 1]} of the answers' median, or None where
         there is none
     references(split, indices) -> the table's rows that need no model, [(label, {metric: [N, 1]})]

@@ -2,19 +2,28 @@
 Eight kinds of household text games, made up on the spot, in the state format of ByteSized32.
 
 One step reads from top to bottom of this file: act() carries out the action if the rules of the
-house allow it, tick() lets time pass (ovens heat, timers run, plants drink), judge() counts the
-sub-goals, and step() compares the state before and after: the difference to predict. transitions()
-builds instances of each kind, walks through them with their hint(), tries several actions in every
-state and writes down what happens.
+house allow it, tick() lets time pass (ovens heat, timers run, plants drink), chance() says what may
+happen besides, judge() counts the sub-goals, and step() compares the state before and after: the
+difference to predict. outcomes() tells all that can happen instead, with probabilities.
+transitions() builds instances of each kind, walks through them with their hint(), tries several
+actions in every state and writes down what happens.
 
-In seven of them the state tells all: whatever decides the outcome (rates, limits, the goal itself)
-is a property of some object, nothing is hidden and nothing is random once a game is built. The best
-possible world model is right every time, and every error is the model's own. The eighth, Sailing,
-has chance in it, as real worlds do: the wind. There the best answer is the likeliest next state,
-which is not what a model of likelihoods says when it is asked token by token.
+Every kind has instances without chance and with it; prepare.py --chance sets the share. Without it
+the state tells all: whatever decides the outcome (rates, limits, the goal itself) is a property of
+some object, nothing is hidden and nothing is random once a game is built. The best possible world
+model is right every time, and every error is the model's own.
+
+With chance, as in life, the state tells only what is how likely. One object more, the omen, shows
+that it is so, and one property of one object changes by itself: the wind turns, the gas pressure
+rises. In 2 steps of 5 it does not, else it takes any of seven other values alike. That it stays is
+therefore the likeliest outcome by far, although "something changes" is likelier than "nothing
+does": likelihood, token by token, bets on a change and is right one time in seven. Circuit's
+chance is the exception: between two values, where token by token finds the likeliest as well.
 """
 
 import copy
+import json
+import math
 import random
 
 ADJECTIVES = "red blue green white black yellow small large round old heavy tall".split()
@@ -40,17 +49,26 @@ class Game:
     """
     The state of one game and its rules.
 
-    A kind of game adds build(rng), tick(), judge(), hint() and verbs of its own.
+    A kind of game adds build(rng), tick(), judge(), hint(), verbs, an omen and an event of its own.
 
     objects: {name: {"name": "cup (ID: 3)", "uuid", "type", "properties", "contains": [names]}}, the
     root first; uuid_base: the next free uuid.
     An action is a tuple: ("put {} in {}", cup, drawer). One that the rules forbid changes nothing.
     """
 
+    # what instances with chance have and others lack: (words for the object, its type)
+    omen = ("", "Omen")
+    # what chance changes: (type of the object, property, its possible values)
+    event = ("Omen", "", ())
+    # the probability that it changes nothing
+    calm = 0.4
+
     def __init__(self):
         self.objects = {}
         self.uuid_base = 0
         self.score = {}
+        # decides what chance does, and is no property of any object: nobody can know it
+        self.luck = 0.0
 
     def copy(self):
         """The same game at the same moment, independent of the first."""
@@ -209,6 +227,31 @@ class Game:
     def tick(self):
         """Lets one unit of time pass, whatever the action was."""
 
+    def unsettle(self, rng):
+        """Brings chance into a new game: the omen, and a value of its own for what will change."""
+        words, omen = self.omen
+        self.add(noun(rng, words), omen, next(iter(self.objects)))
+        kind, key, values = self.event
+        self[self.the(kind)][key] = rng.choice(values)
+
+    def chance(self):
+        """
+        The games that chance may make of this one: [(probability, game), ...].
+
+        Without the omen it is this one for certain.
+        """
+        if not self.the(self.omen[1]):
+            return [(1.0, self)]
+        kind, key, values = self.event
+        name = self.the(kind)
+        futures = [(self.calm, self)]
+        for value in values:
+            if value != self[name][key]:
+                twin = self.copy()
+                twin[name][key] = value
+                futures.append(((1 - self.calm) / (len(values) - 1), twin))
+        return futures
+
     def scored(self):
         """The score dict of the present state. judge() says (sub-goals reached now, won, lost)."""
         points, won, lost = self.judge()
@@ -244,8 +287,12 @@ class Storage(Game):
     """
     Put the wanted toy into a locked chest and close it.
 
-    Keys fit by number and wear out; the chest holds things up to a total size.
+    Keys fit by number and wear out; the chest holds things up to a total size. Chance: where the
+    cat naps; nobody unlocks a chest under it.
     """
+
+    omen = ("cat", "Cat")
+    event = ("Cat", "naps", "chest sofa shelf rug stairs window bed stove".split())
 
     # fmt: off
     def build(self, rng):
@@ -267,9 +314,13 @@ class Storage(Game):
         self[chest]["wants"] = rng.choice(toys)
     # fmt: on
 
+    def under_cat(self):
+        cat = self.the("Cat")
+        return bool(cat) and self[cat]["naps"] == "chest"
+
     def unlock(self, chest, key):
         fits = self[chest].get("isLocked") and self[chest]["lock"] == self[key].get("fits")
-        if fits and self.near(chest) and self.held(key):
+        if fits and self.near(chest) and self.held(key) and not self.under_cat():
             self[chest]["isLocked"] = False
             self[key]["uses"] -= 1
             if self[key]["uses"] == 0:
@@ -287,7 +338,8 @@ class Storage(Game):
         chest = self.the("Chest")
         if self[chest]["isLocked"]:
             key = next(key for key in self.all("Key") if self[key]["fits"] == self[chest]["lock"])
-            return self.bring(key, self.the("Agent")) or ("unlock {} with {}", chest, key)
+            unlock = ("wait",) if self.under_cat() else ("unlock {} with {}", chest, key)
+            return self.bring(key, self.the("Agent")) or unlock
         return self.bring(self[chest]["wants"], chest) or self.switch(chest, "isOpen", False)
 
 
@@ -295,8 +347,12 @@ class Delivery(Game):
     """
     Carry parcels between a hall and its rooms in time.
 
-    A walk takes 1 + load minutes, and some doors fall shut by themselves.
+    A walk takes 1 + load minutes, and some doors fall shut by themselves. Chance: how much of the
+    load the porter carries.
     """
+
+    omen = ("porter", "Porter")
+    event = ("Porter", "carries", range(1, 9))
 
     # fmt: off
     def build(self, rng):
@@ -324,6 +380,7 @@ class Delivery(Game):
         here = self.here()
         hall = self[self.the("Hall")]
         agent = self.the("Agent")
+        porter = self.the("Porter")
         door = None
         if self.at(here) == room:
             door = here
@@ -331,6 +388,8 @@ class Delivery(Game):
             door = room
         if door and self[door].get("isOpen"):
             load = sum(map(self.size, self.inside(agent)))
+            if porter:
+                load = max(0, load - self[porter]["carries"])
             hall["minutesLeft"] = max(0, hall["minutesLeft"] - 1 - load)
             self.move(agent, room)
 
@@ -367,8 +426,11 @@ class Baking(Game):
     Bake food but do not burn it.
 
     The oven heats while it is on and closed, its timer turns it off, food follows the heat at its
-    own rate.
+    own rate. Chance: the pressure in the gas pipe, and so the power of the oven.
     """
+
+    omen = ("pipe", "Pipe")
+    event = ("Oven", "power", range(12, 20))
 
     # fmt: off
     def build(self, rng):
@@ -438,8 +500,13 @@ class Circuit(Game):
     Hatch an egg.
 
     A device works if wired, also over a switch that is on, to a charged battery; it drains that
-    and warms the egg beside it.
+    and warms the egg beside it. Chance: whether the sun shines on the panel, which spares the
+    battery; it comes or goes in 3 steps of 10.
     """
+
+    omen = ("panel", "Panel")
+    event = ("Panel", "isSunny", (False, True))
+    calm = 0.7
 
     # fmt: off
     def build(self, rng):
@@ -486,7 +553,9 @@ class Circuit(Game):
             self[device]["works"] = self.live(self[device]["wiredTo"])
         working = [device for device in devices if self[device]["works"]]
         drain = sum(self[device]["watts"] for device in working)
-        battery["charge"] = max(0, battery["charge"] - drain)
+        panel = self.the("Panel")
+        if not (panel and self[panel]["isSunny"]):
+            battery["charge"] = max(0, battery["charge"] - drain)
         for name in self.all("Egg"):
             egg = self[name]
             place = self.at(name)
@@ -524,8 +593,12 @@ class Painting(Game):
     """
     Mix the wanted colour, paint the canvas and let it dry.
 
-    A jar takes what fits; two colours in it become a new paint.
+    A jar takes what fits; two colours in it become a new paint. Chance: the weather in the window;
+    nothing dries in the rain.
     """
+
+    omen = ("window", "Window")
+    event = ("Window", "weather", "sun rain snow fog hail wind frost storm".split())
 
     # fmt: off
     def build(self, rng):
@@ -585,13 +658,15 @@ class Painting(Game):
         if blank and colour and volume >= canvas["needs"] and self.near(jar):
             self.fill(jar, colour, volume - canvas["needs"])
             canvas["colour"] = colour
-            canvas["wet"] = canvas["dries"] + 1  # the tick of this step already takes 1
+            canvas["wet"] = canvas["dries"] + 1  # the tick of this step may already take 1
 
     verbs = {**Game.verbs, "pour {} into {}": pour, "empty {}": empty, "paint {} from {}": paint}
 
     def tick(self):
         canvas = self[self.the("Canvas")]
-        canvas["wet"] = max(0, canvas["wet"] - 1)
+        window = self.the("Window")
+        if not (window and self[window]["weather"] == "rain"):
+            canvas["wet"] = max(0, canvas["wet"] - 1)
 
     def judge(self):
         canvas = self[self.the("Canvas")]
@@ -621,7 +696,11 @@ class Dishes(Game):
     Wash up and fill the rack without a flood.
 
     Scrubbing needs water in the sink and uses up soap; the bottle gives soap until it is empty.
+    Chance: how hard the pump works, and so the flow of the faucet.
     """
+
+    omen = ("pump", "Pump")
+    event = ("Faucet", "flow", range(1, 9))
 
     # fmt: off
     def build(self, rng):
@@ -697,8 +776,11 @@ class Garden(Game):
     Grow a fruit.
 
     A seed in a moist pot sprouts; a plant drinks, grows while the lamp burns, wilts of thirst, and
-    bears fruit when it is tall.
+    bears fruit when it is tall. Chance: how the nozzle sits, and so the dose of the can.
     """
+
+    omen = ("nozzle", "Nozzle")
+    event = ("Can", "dose", range(5, 13))
 
     # fmt: off
     def build(self, rng):
@@ -781,17 +863,17 @@ class Sailing(Game):
     """
     Sail the cargo to the island it is for.
 
-    Nobody sails against the wind, and the wind is chance: in 2 steps of 5 it holds, else it turns
-    to any of seven other quarters. That it holds is therefore the likeliest outcome by far,
-    although "something changes" is likelier than "nothing does": likelihood, token by token, bets
-    on a turn and gets its quarter right one time in seven.
+    Nobody sails against the wind. Chance: under a cloud the wind turns, from any quarter to any
+    other; else it holds for ever.
     """
 
     QUARTERS = "north northeast east southeast south southwest west northwest".split()
-    HOLDS = 0.4
+    omen = ("cloud", "Cloud")
+    event = ("Sea", "wind", QUARTERS)
 
     def build(self, rng):
-        sea = self.add(noun(rng, "sea bay lake"), "Sea", wind=rng.choice(self.QUARTERS))
+        wind = rng.choice(self.QUARTERS)
+        sea = self.add(noun(rng, "sea bay lake"), "Sea", wind=wind)
         quarters = rng.sample(self.QUARTERS, 3)
         islands = []
         for quarter in quarters:
@@ -799,11 +881,11 @@ class Sailing(Game):
             islands.append(self.add(name, "Island", sea, lies=quarter, isContainer=True))
         boat = self.add(noun(rng, "boat raft"), "Boat", rng.choice(islands))
         self.add("agent", "Agent", boat, isContainer=True)
+        # no cargo needs an island that the first wind keeps away from: it may hold for ever
+        reached = [name for name in islands if self[name]["lies"] != wind]
         for _ in range(rng.randint(2, 3)):
-            here, there = rng.sample(islands, 2)
+            here, there = rng.sample(reached, 2)
             self.add(noun(rng, "barrel crate sack"), "Cargo", here, isMoveable=True, goesTo=there)
-        # no property of any object, so it cannot be known; each action meets its own
-        self.luck = rng.random()
 
     def near(self, name):
         """What is on the boat or on the island where it lies."""
@@ -823,17 +905,6 @@ class Sailing(Game):
             self.move(self.the("Boat"), island)
 
     verbs = {**Game.verbs, "drop {}": drop, "sail to {}": sail}
-
-    def act(self, action):
-        self.luck = random.Random(f"{self.luck} {action}").random()
-        return super().act(action)
-
-    def tick(self):
-        chance = random.Random(self.luck)
-        sea = self[self.the("Sea")]
-        if chance.random() >= self.HOLDS:
-            others = [quarter for quarter in self.QUARTERS if quarter != sea["wind"]]
-            sea["wind"] = chance.choice(others)
 
     def judge(self):
         cargo = self.all("Cargo")
@@ -869,24 +940,35 @@ def actions(game):
     return [(verb, *choice) for verb in game.verbs for choice in words[verb.count("{}")]]
 
 
-def step(game, action):
+def difference(game, new):
     """
-    One full transition: action, tick, score.
-
-    Returns (the game after it, what a record says of it); the given game does not change.
-    "diff" holds the changed and new objects in full, the uuids of those gone, and the whole new
-    score if it is another.
+    {"modified", "removed", "score"}: the changed and new objects in full, the uuids of those gone,
+    and the whole new score if it is another.
     """
-    acted = game.copy().act(action)
-    new = acted.copy()
-    new.tick()
-    new.score = new.scored()
-    rescored = new.score != game.score
-    diff = {
+    return {
         "modified": [o for name, o in new.copy().objects.items() if o != game.objects.get(name)],
         "removed": [o["uuid"] for name, o in game.objects.items() if name not in new.objects],
-        "score": dict(new.score) if rescored else {},
+        "score": dict(new.score) if new.score != game.score else {},
     }
+
+
+def step(game, action):
+    """
+    One full transition: action, tick, chance, score.
+
+    Returns (the game after it, what a record says of it); the given game does not change.
+    "changed_by" tells whether the action, time with chance, and the score changed something.
+    """
+    acted = game.copy().act(action)
+    later = acted.copy()
+    later.tick()
+    probabilities, futures = zip(*later.chance())
+    # each action meets its own luck
+    luck = random.Random(f"{game.luck} {action}")
+    new = luck.choices(futures, probabilities)[0]
+    new.luck = luck.random()
+    new.score = new.scored()
+    diff = difference(game, new)
     return new, {
         "action": action[0].format(*action[1:]),
         "diff": diff,
@@ -895,9 +977,27 @@ def step(game, action):
         "changed_by": [
             int(acted.objects != game.objects),
             int(new.objects != acted.objects),
-            int(rescored),
+            int(bool(diff["score"])),
         ],
     }
+
+
+def outcomes(game, action):
+    """
+    All that an action can lead to: [(probability, diff), ...], the likeliest first.
+
+    The probabilities sum to 1, and no two diffs are equal. step() draws from them.
+    """
+    later = game.copy().act(action)
+    later.tick()
+    found = {}  # {diff as JSON: (probability, diff)}
+    for probability, new in later.chance():
+        new.score = new.scored()
+        diff = difference(game, new)
+        key = json.dumps(diff)
+        before = found[key][0] if key in found else 0.0
+        found[key] = before + probability, diff
+    return sorted(found.values(), key=lambda outcome: -outcome[0])
 
 
 def choose(game, rng, tries, useful, wander):
@@ -914,8 +1014,10 @@ def choose(game, rng, tries, useful, wander):
     # after a detour the hint may be None or forbidden
     sensible = hint in working or hint == ("wait",)
     taken = hint if sensible and rng.random() >= wander else rng.choice(working or [("wait",)])
-    # time alone changes this state, so whatever we try does: two tries tell enough
-    if step(game, ("wait",))[1]["changed"]:
+    # time alone (not chance) changes this state, so whatever we try does: two tries tell enough
+    waited = game.copy()
+    waited.tick()
+    if waited.objects != game.objects:
         tries = min(tries, 2)
     chosen = [taken]
     while len(chosen) < min(tries, len(everything)):
@@ -929,7 +1031,20 @@ def choose(game, rng, tries, useful, wander):
     return chosen
 
 
-def transitions(games, seed, steps=16, tries=6, useful=0.15, wander=0.15):
+def has_chance(instance, share):
+    """
+    True for that share of the instances of each kind, in turn.
+
+    The kinds do not take turns together, so that it is about the same share of any few instances.
+    """
+    number, kind = divmod(instance, len(KINDS))
+    phase = 5 * kind / len(KINDS)
+    return math.floor((number + 1) * share + phase) > math.floor(number * share + phase)
+
+
+def transitions(
+    games, seed, steps=16, tries=6, useful=0.15, wander=0.15, chance=0.5, all_outcomes=False
+):
     """
     Yields the records of `games` instances, the kinds in turn, in the format of the compact
     ByteSized32 files, plus "instance".
@@ -940,6 +1055,8 @@ def transitions(games, seed, steps=16, tries=6, useful=0.15, wander=0.15):
     tries: different actions tried per state, the first being the one that the walk takes ("gold");
     at most 2 where time alone changes the state.
     useful, wander: see choose().
+    chance: the share of instances of each kind with chance in them.
+    all_outcomes: adds "outcomes", see outcomes(). It takes time.
     """
     state_id = 0
     for instance in range(games):
@@ -947,11 +1064,16 @@ def transitions(games, seed, steps=16, tries=6, useful=0.15, wander=0.15):
         rng = random.Random(f"{seed}/{instance}")
         game = KINDS[instance % len(KINDS)]()
         game.build(rng)
+        if has_chance(instance, chance):
+            # draws of its own: all else is the same with and without chance
+            fate = random.Random(f"{seed}/{instance}/chance")
+            game.unsettle(fate)
+            game.luck = fate.random()
         game.score = game.scored()
         for number in range(1, steps + 1):
             tried = choose(game, rng, tries, useful, wander)
             for action in tried:
-                yield {
+                record = {
                     "game": type(game).__name__.lower(),
                     "instance": instance,
                     "state_id": state_id,
@@ -962,6 +1084,9 @@ def transitions(games, seed, steps=16, tries=6, useful=0.15, wander=0.15):
                     "score": dict(game.score),
                     **step(game, action)[1],
                 }
+                if all_outcomes:
+                    record["outcomes"] = outcomes(game, action)
+                yield record
                 state_id += 1
             game = step(game, tried[0])[0]
             if game.score["gameOver"]:

@@ -12,6 +12,7 @@ DIR holds train.jsonl and test.jsonl (or .jsonl.gz) of cognitiveailab/GPT-simula
 form of the same transitions.
 """
 
+import functools
 import json
 import sys
 from collections import Counter, defaultdict
@@ -35,8 +36,9 @@ class Config:
     out: str = ""  # a name under data/ or a path; empty: textgame or bytesized32[-<split>]
     # bytesized32: official (over actions), state (whole states held out), game (whole games)
     split: str = option("official", "official", "state", "game")
-    instances: int = option(100, 1, 10**6)  # procedural: for training, 45 transitions each
+    instances: int = option(100, 1, 10**6)  # procedural: for training, 47 transitions each
     held_out: int = option(21, 1, 10**5)  # procedural: for validation, and as many for test
+    chance: float = option(0.5, 0.0, 1.0)  # procedural: share of transitions that are uncertain
     # bytesized32: validation records, cut from the training data game by game as in the test set
     val_records: int = option(1000, 1, 10**6)
     vocab_size: int = option(1024, 258, 2**17)  # tokens, the 256 bytes and the end token included
@@ -67,8 +69,9 @@ def read_transitions(folder, name):
 
 def compact(raw, where):
     """
-    A transition of either form -> {"game", "state", "next_id", "action", "difference", "changed",
-    "where"}; states have the score dict last. Raises BadInput.
+    A transition of either form -> {"game", "state", "next_id", "action", "difference", "outcomes",
+    "changed", "where"}; states have the score dict last. outcomes: None where they are not known.
+    Raises BadInput.
     """
     try:
         if "current_state" in raw:  # the official form: three whole states
@@ -92,6 +95,8 @@ def compact(raw, where):
             "next_id": next_id,
             "action": action,
             "difference": difference,
+            "outcomes": raw.get("outcomes"),
+            **({"instance": raw["instance"]} if "instance" in raw else {}),
             "changed": changed,
             "where": where,
         }
@@ -165,7 +170,11 @@ class Writer:
         self.texts = []
 
     def record(self, t):
-        """{"state", "prompt", "response", "truth", "kind", "changed"} of a transition."""
+        """
+        {"state", "prompt", "response", "truth", "kind", "changed", "unit"} of a transition and,
+        where it is known, "outcomes": all that could have happened, [[probability, response], ...],
+        the likeliest first.
+        """
         defaults = self.defaults.get(t["game"], {})
         try:
             key = t["game"], t["next_id"], json.dumps(t["state"])
@@ -174,21 +183,26 @@ class Writer:
                 self.numbers[key] = len(self.states)
                 self.states.append(t["state"])
                 self.texts.append(text)
-            response = lines.write_difference(t["difference"], t["state"], defaults)
+            write = functools.partial(lines.write_difference, state=t["state"], defaults=defaults)
+            response = write(t["difference"])
+            outcomes = [[p, write(difference)] for p, difference in t["outcomes"] or ()]
         except (ValueError, TypeError, KeyError) as error:
             raise BadInput(
                 f"{t['where']}: the transition cannot be written down ({error}); remove the record "
                 f"or mend it"
             ) from None
         number = self.numbers[key]
-        return {
+        record = {
             "state": self.texts[number],
             "prompt": lines.write_action(t["action"]),
             "response": response,
             "truth": {"state": number, "difference": t["difference"]},
             "kind": t["game"],
             "changed": t["changed"],
+            # records of one game are not independent; ByteSized32 does not say which game it was
+            "unit": f"game {t['instance']}" if "instance" in t else f"state {number}",
         }
+        return record | ({"outcomes": outcomes} if outcomes else {})
 
 
 # ------------------------------------------------------------------------------------------------
@@ -272,14 +286,15 @@ def bytesized32(config, rng):
 def procedural(config):
     """
     Splits of the procedural games by instance: every split has its own instances, so no test state
-    is ever trained on.
+    is ever trained on. Training sees what happened; validation and test also know what could have.
     """
     sizes = {"train": config.instances, "val": config.held_out, "test": config.held_out}
     raw = {}
     seen = set()
     for number, (split, size) in enumerate(sizes.items()):
         raw[split] = []
-        for t in games.transitions(size, seed=3 * config.seed + number):
+        told = dict(chance=config.chance, all_outcomes=split != "train")
+        for t in games.transitions(size, seed=3 * config.seed + number, **told):
             state = json.dumps(t["game_state"] + [t["score"]])
             if split == "train":
                 seen.add(state)
