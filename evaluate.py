@@ -248,7 +248,8 @@ def sample_many(model, world, indices, config):
         for name, values in world.score(batch, rollout.tokens, names).items():
             scores[name][rows] = values.cpu()
         ended = rollout.ended | (batch.eos_id is None)
-        own = (rollout.logprob * rollout.mask()).sum(-1)
+        chosen = rollout.mask() if batch.forced is None else batch.forced[:, None] < 0
+        own = (rollout.logprob * chosen).sum(-1)
         logprob[rows] = own.masked_fill(~ended, float("-inf")).cpu()
         agreement[rows] = world.agreement(batch, rollout.tokens, terms).cpu()
         middle = world.median(batch, rollout.tokens, names)
