@@ -141,10 +141,10 @@ def write_text_world(
     of them), "truth" (what the answer is compared with, for the task's truth(); default: the
     response), "kind" (of game or page: metrics are also averaged over kinds), "changed" (whether
     anything happens), "unit" (records of one unit, such as a game, are not independent; default:
-    the state) and, for what is judged, "outcomes" ([[probability, response], ...]: all that could
-    have happened, where the truth is one draw). shared: JSON that the task's truth() gets beside
-    each record. longest: records whose answer has more tokens are left out (0: none). Raises
-    BadInput for an empty split, or a folder that holds files of the user's.
+    the state, or the prompt) and, for what is judged, "outcomes" ([[probability, response], ...]:
+    all that could have happened, where the truth is one draw). shared: JSON that the task's truth()
+    gets beside each record. longest: records whose answer has more tokens are left out (0: none).
+    Raises BadInput for an empty split, or a folder that holds files of the user's.
     """
     folder = claim(folder, "text", FILES)
     for split in SPLITS:
@@ -671,6 +671,6 @@ class TextWorld(World):
         return parts
 
     def units(self, split, indices):
-        """[N]: what a record says, or else its state, or else its own number."""
+        """[N]: what a record says, or else its state, or else its prompt."""
         records = [self.records[split][i] for i in indices]
-        return [r.get("unit") or r.get("state") or str(i) for i, r in zip(indices, records)]
+        return [r.get("unit") or r.get("state") or r["prompt"] for r in records]

@@ -8,8 +8,9 @@ Makes a world out of your own transitions, a .jsonl file of {"prompt": ..., "res
 
 Optional keys of a line: "truth" (what an answer is compared with; default: the response), "state"
 (text in front of the prompt that many lines share, so that it is run once for all of them), "kind"
-(metrics are also averaged over kinds), "changed" (false: nothing happens). Metrics of your own are
-in a task.py of your own: name it with --task here and in every later command.
+(metrics are also averaged over kinds), "changed" (false: nothing happens), "unit" (the game or
+visit a line is from) and "outcomes" ([[probability, response], ...]: all that could have happened).
+Metrics of your own are in a task.py of your own: name it with --task here and in later commands.
 """
 
 import sys
