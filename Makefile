@@ -5,10 +5,13 @@ WORLD ?= textgame
 PYTHON ?= python3
 SEEDS ?= 1 2
 RUN = .venv/bin/python
+INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check -r
 PAGE = PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/$(WORLD).sh
 
 comma = ,
-results = $(subst $(eval ) ,$(comma),$(WORLD)-results $(foreach s,$(SEEDS),$(WORLD)-seed$(s)-results))
+name = $(WORLD)$(if $(CHANCE),-$(CHANCE))
+others = $(foreach s,$(SEEDS),$(name)-seed$(s)-results)
+results = $(subst $(eval ) ,$(comma),$(name)-results $(others))
 
 .PHONY: demo seeds bench test soak clean
 
@@ -23,7 +26,7 @@ seeds: .venv/installed
 
 # speed and memory; make bench ARGS=--peer=hf,trl runs others beside (they are installed then)
 bench: .venv/installed
-	$(if $(findstring peer,$(ARGS)),$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt)
+	$(if $(findstring peer,$(ARGS)),$(INSTALL) requirements-bench.txt)
 	$(RUN) bench.py $(ARGS)
 
 test: .venv/installed-dev
@@ -39,11 +42,11 @@ soak: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) requirements.txt
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) requirements-dev.txt
 	touch $@
 
 clean:

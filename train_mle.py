@@ -61,7 +61,7 @@ class Config:
     steps: int = option(800, 1, 10**9)
     seconds: float = option(0.0, 0.0, 1e9)  # a cap on training time, if you want one (0: none)
     eval_every: int = option(100, 1, 10**9)  # steps between validations
-    eval_records: int = option(256, 1, 10**9)  # validation records
+    eval_records: int = option(512, 1, 10**9)  # validation records
     # the machine
     dtype: str = option("auto", "auto", "float32", "bfloat16")  # bfloat16 by autocast
     compile: bool = False  # torch.compile the model's blocks (needs a compiler)

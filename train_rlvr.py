@@ -186,7 +186,7 @@ class Config:
     resume: bool = False  # go on with out/<name>/last.pt
     # the rollouts
     prompts_per_step: int = option(32, 1, 2**20)  # of all processes together
-    group_size: int = option(16, 2, 4096)  # G, responses to each prompt
+    group_size: int = option(8, 2, 4096)  # G, responses to each prompt
     temperature: float = option(1.0, 0.01, 100.0)  # policy and reference are scored at it, too
     changed_fraction: float = option(-1.0, -1.0, 1.0)  # text: prompts that change; -1: the data's
     kind_power: float = option(1.0, 0.0, 10.0)  # text: a game's probability ~ (its records)^this
@@ -209,10 +209,10 @@ class Config:
     decay: float = option(0.0, 0.0, 1.0)  # the rate falls to 0 over this last part of the run
     max_grad_norm: float = option(1.0, 1e-6, 1e9)
     # how long
-    steps: int = option(120, 1, 10**9)  # rollout batches
+    steps: int = option(80, 1, 10**9)  # rollout batches
     seconds: float = option(0.0, 0.0, 1e9)  # a cap on training time, if you want one (0: none)
     eval_every: int = option(10, 1, 10**9)  # steps between validations
-    eval_records: int = option(256, 1, 10**9)  # validation records
+    eval_records: int = option(512, 1, 10**9)  # validation records
     eval_temperature: float = option(0.0, 0.0, 100.0)  # of the answers to them; 0: greedy
     # the machine
     micro_batch_size: int = option(16, 1, 2**20)  # prompts per forward and backward pass

@@ -16,7 +16,7 @@ python train_mle.py $data $shape --batch_size=128 --branches=16 --micro_batch_si
     --decay=0.9 --warmup=50 --steps=4300 --eval_every=800 --eval_records=899
 
 # Stage 2: nine groups in ten have equal rewards by now, so there is little to compare.
-python train_rlvr.py $data --group_size=8 --lr=3e-5 --steps=60 --micro_batch_size=8 \
+python train_rlvr.py $data --lr=3e-5 --steps=60 --micro_batch_size=8 \
     --eval_every=20 --eval_records=899
 
 # RLVR's rival: likelihood goes on for at least RLVR's work.

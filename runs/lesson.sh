@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The lesson: when does RLVR help? Text games where a share of the transitions is uncertain.
-#   bash runs/lesson.sh 0.5 0              a cell: a share and a training seed. Half an hour of one core
+# A cell is a share and a training seed, half an hour of one core:
+#   bash runs/lesson.sh 0.5 0
 #   bash runs/lesson.sh 0.5 0 short        stage 1 ends early
 #   bash runs/lesson.sh 0.5 0 small        stage 1 sees little data often, and memorises it
 # A cell leaves its table in out/lesson-<cell>-results. docs/lesson.md has what came out.

@@ -18,7 +18,7 @@ python train_mle.py --world=robot --seed="$seed" --name="$run-mle" --batch_size=
 
 # Stage 2, GRPO on MAE and SSIM of decoded frames; validation does not rise further.
 python train_rlvr.py --world=robot --seed="$seed" --name="$run-rlvr" --init_from="$run-mle" \
-    --prompts_per_step=16 --steps=40 --eval_records=128
+    --prompts_per_step=16 --group_size=16 --steps=40 --eval_records=128
 
 # RLVR's rival: likelihood goes on for at least RLVR's work, at two rates.
 for more in "1 0.01" "2 0.002"; do

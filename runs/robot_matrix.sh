@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 for metric in mae mse psnr ssim; do
     python train_rlvr.py --world=robot --reward="$metric" --name="robot-rlvr-$metric" \
-        --prompts_per_step=16 --steps=60 --eval_records=128
+        --prompts_per_step=16 --group_size=16 --steps=60 --eval_records=128
 done
 python evaluate.py --world=robot --name=robot-matrix --best_of=0 --each \
     --rlvr=robot-rlvr-mae,robot-rlvr-mse,robot-rlvr-psnr,robot-rlvr-ssim

@@ -19,13 +19,15 @@ python train_mle.py --world=robot-large-multi --seed="$seed" --name="$run-mle" -
 
 # Stage 2: each frame's tokens answer for the frames from it on; the rate falls to 0.
 python train_rlvr.py --world=robot-large-multi --seed="$seed" --name="$run-rlvr" \
-    --init_from="$run-mle" --prompts_per_step=16 --steps=216 --supervision=process --decay=0.7 \
-    --reward=mae+0.5*ssim+0.1*repetition --eval_temperature=1
+    --init_from="$run-mle" --prompts_per_step=16 --group_size=16 --steps=216 \
+    --supervision=process --decay=0.7 --eval_temperature=1 \
+    --reward=mae+0.5*ssim+0.1*repetition
 
 # Then at T = 0.3, where answers do repeat frames and the penalty has something to teach.
 python train_rlvr.py --world=robot-large-multi --seed="$seed" --name="$run-rlvr-cool" \
-    --init_from="$run-rlvr" --prompts_per_step=16 --steps=67 --supervision=process --decay=0.7 \
-    --reward=mae+0.5*ssim+0.1*repetition --lr=1e-4 --temperature=0.3 --eval_every=20
+    --init_from="$run-rlvr" --prompts_per_step=16 --group_size=16 --steps=67 \
+    --supervision=process --decay=0.7 --lr=1e-4 --temperature=0.3 --eval_every=20 \
+    --reward=mae+0.5*ssim+0.1*repetition
 
 # RLVR's rival: likelihood goes on for at least RLVR's work.
 for more in "1 0.01" "2 0.002"; do

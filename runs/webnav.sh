@@ -14,7 +14,7 @@ python train_mle.py --world=webnav --seed="$seed" --name="$run-mle" --branches=4
 
 # Stage 2, GRPO on strict F1: it learns to leave out what cannot be known. Two minutes.
 python train_rlvr.py --world=webnav --seed="$seed" --name="$run-rlvr" --init_from="$run-mle" \
-    --group_size=8 --steps=45
+    --steps=45
 
 # RLVR's rival: likelihood goes on for at least RLVR's work, at two rates.
 for more in "1 0.01" "2 0.002"; do

@@ -825,10 +825,20 @@ def test_the_commands_of_the_pages_exist(page, argument, tmp_path):
     for command in commands:
         script, *options = command.split("\0")[:-1]
         check_command(script, options)
-    assert script == "evaluate.py"
+    assert script in ("evaluate.py", "use/plan.py")
     if "${1:-0}" in (ROOT / "runs" / f"{page}.sh").read_text():
         # what `make seeds` averages
         assert f"--name={page}{'-seed1' if argument else ''}-results" in options
+    if page == "textgame" and not argument:
+        # the default demo is what the scripts do without options
+        for command in commands[:3]:
+            script, *options = command.split("\0")[:-1]
+            config = vars(SCRIPTS[script].Config())
+            for option in options:
+                name, _, value = option[2:].partition("=")
+                of_the_run = f"textgame-{script[6:-3]}" if name == "name" else "textgame-mle"
+                same = str(config[name]) or (of_the_run if "train" in script else "textgame")
+                assert value == same, option
 
 
 # --------------------------------------------------------------------------------------------------
@@ -881,6 +891,7 @@ LANES = [
     ["bash runs/textgame.sh", "make seeds SEEDS=1"],
     ["bash runs/webnav.sh"],
     ["bash runs/bytesized32.sh"],
+    ["bash runs/lesson.sh"],
     ["bash runs/paper_multi.sh"],
     ["bash runs/paper_single.sh"],
 ]
