@@ -3,6 +3,7 @@ Sampling: G responses to each prompt, one token at a time. The prompt is run onc
 values are read by all G.
 
     rollout = generate(model, batch, group_size=16, temperature=1.0, generator=generator)
+    rollout = imagine(model, batch)  # greedily, each of G candidate actions behind one state
 
 It is the one way to sample. The batch says what its world demands of answers: which ids may stand
 where, which are given, what ends an answer, how long it may be. On a GPU a step is a CUDA graph.
@@ -61,6 +62,11 @@ def generate(
     return Rollout(sampling.line[:, :, 1:], sampling.logprob, sampling.length, sampling.ended)
 
 
+def imagine(model, batch):
+    """Greedy answers behind the candidate actions that batch.forced [B, G, R] gives: a Rollout."""
+    return generate(model, batch, batch.forced.size(1), temperature=0.0)
+
+
 class Sampling:
     """A rollout under way. `rows` are the prompts still being answered; those done drop out."""
 
@@ -112,10 +118,7 @@ class Sampling:
         (self.recorded or self.step)(place)
 
     def step(self, place):
-        """
-        Runs the tokens at place - 1 through the network and chooses those at `place` [1]: a tensor,
-        since a replay is for another place.
-        """
+        """Runs the tokens at place - 1, chooses those at `place` [1], a tensor for replays."""
         for cache in self.caches:
             cache.place = place - 1
             cache.end = self.end
@@ -149,9 +152,7 @@ class Sampling:
             self.ended[rows] |= stop
 
     def drop_finished(self):
-        """
-        Halves the batch as often as the running groups allow. Returns whether none is left running.
-        """
+        """Halves the batch as often as running groups allow. Returns whether none is left."""
         done = self.ended[self.rows].all(1)
         still = int((~done).sum())
         size = len(self.rows)

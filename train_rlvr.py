@@ -6,16 +6,13 @@ will be judged by, and GRPO makes the better-than-average answers more likely.
     python train_rlvr.py                           the default world, after train_mle.py
     torchrun --nproc_per_node=8 train_rlvr.py --world=bytesized32 --resume
 
-Whole experiments, with their options and what to expect, are the pages in runs/. GRPO is
-"DeepSeekMath", arXiv 2402.03300; the recipe is "RLVR-World", arXiv 2505.13934. Watch the reward, KL
-and validation; the loss says nothing (at the first update the ratio is 1 and the advantages of a
-group sum to 0, so it is 0).
+Whole experiments are the pages in runs/. GRPO: "DeepSeekMath", arXiv 2402.03300; the recipe:
+"RLVR-World", arXiv 2505.13934. Watch reward, KL and validation; the loss starts at 0, and is noise.
 """
 
 import copy
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -43,10 +40,11 @@ def group_advantages(rewards, kind="grpo", eps=1e-6):
     How much better each answer is than its group. rewards [B, G] -> advantages [B, G] fp32.
 
     grpo: (r - mean) / (std + eps), std unbiased. mean: r - mean (Dr. GRPO, arXiv 2503.20783). loo:
-    r - mean of the others (RLOO, arXiv 2402.14740). Exactly 0 where all rewards of a group are
-    equal up to rounding (max - min <= 1e-6 max(1, |mean|)), and for G = 1.
+    r - mean of the others (RLOO, arXiv 2402.14740). best: G shared among the best answers (RAFT,
+    arXiv 2304.06767). Exactly 0 where all rewards of a group are equal up to rounding (max - min <=
+    1e-6 max(1, |mean|)), and for G = 1.
     """
-    one_of("advantage", kind, ("grpo", "mean", "loo"))
+    one_of("advantage", kind, ("grpo", "mean", "loo", "best"))
     rewards = rewards.float()
     G = rewards.size(1)
     if G == 1:
@@ -56,15 +54,17 @@ def group_advantages(rewards, kind="grpo", eps=1e-6):
         advantages = advantages / (rewards.std(1, keepdim=True) + eps)
     if kind == "loo":
         advantages = advantages * (G / (G - 1))
+    if kind == "best":
+        best = (rewards == rewards.amax(1, keepdim=True)).float()
+        advantages = best * G / best.sum(1, keepdim=True)
     return advantages.masked_fill(equal_rewards(rewards)[:, None], 0.0)
 
 
 def process_advantages(rewards, frame_of_token, kind="grpo"):
     """
-    Advantages of tokens where every frame has a reward of its own (process supervision,
-    "DeepSeekMath" 4.1.3): a token cannot change the frames before its own, so it is compared within
-    the group by the sum of the rewards from its own frame on. rewards [B, G, F],
-    frame_of_token [R] -> [B, G, R]. With F = 1 it is group_advantages.
+    Advantages of tokens where every frame has a reward (process supervision, "DeepSeekMath" 4.1.3):
+    a token cannot change the frames before its own, so its group compares the sum of the rewards
+    from there on. rewards [B, G, F], frame_of_token [R] -> [B, G, R]; F = 1: group_advantages.
     """
     to_go = rewards.flip(-1).cumsum(-1).flip(-1)  # [B, G, F]
     by_frame = [group_advantages(column, kind) for column in to_go.unbind(-1)]
@@ -81,9 +81,8 @@ def aggregate(values, mask, kind="token", tokens=None, sequences=None, longest=N
     One number out of per-token values [..., R] under mask [..., R].
 
     token: sum / tokens. sequence: mean over sequences of the token mean. fixed: sum / (sequences *
-    longest). tokens and sequences are those of the WHOLE mini-batch (all ranks and micro-batches),
-    longest is the longest response there can be; by default all three are this tensor's. So
-    splitting a mini-batch, or trimming its padding, never changes the gradient.
+    longest), the longest response there can be. tokens and sequences are those of the WHOLE
+    mini-batch (default: this one's), so that splitting or trimming never changes the gradient.
     """
     one_of("aggregation", kind, ("token", "sequence", "fixed"))
     values = values.masked_fill(~mask, 0.0)
@@ -115,7 +114,6 @@ def policy_loss(logprob, old_logprob, advantages, mask,
     """
     The clipped surrogate loss per token. logprob, old_logprob, mask [..., R]; advantages [...], one
     per response, or [..., R].
-
     PPO (arXiv 1707.06347): max(-rho A, -clip(rho, 1 - low, 1 + high) A); for A < 0 at most -c A
     (dual clip, arXiv 1912.09729; c = 0: off); rho: see importance. Returns (loss, rho, clipped),
     each [..., R]; clipped marks tokens whose gradient the clip (not the dual clip) has cut.
@@ -150,11 +148,8 @@ def kl_estimate(logprob, ref_logprob, kind="k3"):
     """
     one_of("kl_estimator", kind, ("k1", "k2", "k3"))
     d = (ref_logprob - logprob).clamp(-20, 20)
-    if kind == "k1":
-        return -d
-    if kind == "k2":
-        return d.square() / 2
-    return (torch.expm1(d) - d).clamp(max=10)  # expm1: exp(d) - 1 loses all digits near 0
+    k3 = (torch.expm1(d) - d).clamp(max=10)  # expm1: exp(d) - 1 loses all digits near 0
+    return {"k1": -d, "k2": d.square() / 2, "k3": k3}[kind]
 
 
 class Algorithm(NamedTuple):
@@ -174,6 +169,7 @@ ALGORITHMS = {
     "rloo": Algorithm(advantages="loo"),
     "gspo": Algorithm(ratio="sequence", average="sequence", clip=(3e-4, 4e-4, 0.0)),
     "cispo": Algorithm(clip=(1.0, 4.0, 0.0), loss=cispo_loss),
+    "raft": Algorithm(advantages="best", average="sequence", clip=(0.0, 0.0, 0.0), loss=cispo_loss),
 }
 
 
@@ -197,11 +193,12 @@ class Config:
     lpips_weights: str = ""  # folder of the public VGG16 and LPIPS weights, for the metric lpips
     # the algorithm
     algorithm: str = option("grpo", *ALGORITHMS)  # what it is made of stands above
-    # process: each frame's tokens answer for the frames from it on, not for the whole answer
+    # of the whole answer, or process: each frame's tokens answer for the frames from it on
     supervision: str = option("outcome", "outcome", "process")
     kl_coef: float = option(1e-3, 0.0, 1e3)  # weight of the KL to the starting model; 0: no KL
     kl_estimator: str = option("k3", "k1", "k2", "k3")
     entropy_coef: float = option(0.0, -1e3, 1e3)  # weight of an entropy bonus
+    mle_coef: float = option(0.0, 0.0, 1e3)  # weight of the likelihood of the true answer
     num_minibatches: int = option(2, 1, 2**20)  # optimizer steps per rollout batch
     update_epochs: int = option(1, 1, 1000)  # passes over each rollout batch
     lr: float = option(3e-4, 0.0, 10.0)  # of AdamW
@@ -244,14 +241,16 @@ class Experience:
     advantages: torch.Tensor  # [B, G], or of each token [B, G, R]
     old_logprob: torch.Tensor  # [B, G, R]
     ref_logprob: torch.Tensor = None  # [B, G, R]
+    truth: torch.Tensor = None  # [B, 1, R] the true answer
+    truth_mask: torch.Tensor = None  # [B, 1, R]
 
     def rows(self, chosen):
         """The prompts `chosen` [n]."""
         return Experience(*(t if t is None else t[chosen] for t in vars(self).values()))
 
-    def count_tokens(self):
-        """How many tokens one pass puts through the network."""
-        return self.prompt_len.sum().item() + self.length.sum().item()
+    def count_tokens(self, of="length"):
+        """How many tokens one pass puts through the network (of="truth_mask": the true answers)."""
+        return self.prompt_len.sum().item() + getattr(self, of).sum().item()
 
     def pieces(self, size):
         """Yields (rows, Experience) of `size` prompts at a time, trimmed to their longest."""
@@ -281,14 +280,15 @@ def judge(world, batch, rollout, terms, config):
         mask = mask & (batch.forced.reshape(len(mask), -1, mask.size(2)) < 0)
     question = F.pad(batch.prompt, (0, world.max_prompt - batch.prompt.size(1))), batch.prompt_len
     answer = rollout.tokens, mask, rollout.length, rollout.ended | (batch.eos_id is None)
-    return Experience(*question, *answer, rewards, advantages, rollout.logprob)
+    rest = 0, world.response_len - batch.response.size(1)
+    truth = (F.pad(ids, rest)[:, None] for ids in (batch.response, batch.response_mask))
+    return Experience(*question, *answer, rewards, advantages, rollout.logprob, None, *truth)
 
 
 def collect(policy, world, terms, config, precision, rng, watch):
     """
-    Samples and scores this process's share of a step's prompts. Returns (Experience, share of the
-    drawn prompts whose rewards were all equal, indices of all that were drawn, tokens that were
-    sampled). With --redraw such prompts, which teach nothing, are replaced by others.
+    Samples and scores this process's share of a step's prompts; with --redraw prompts whose rewards
+    are all equal are replaced. Returns (Experience, share of these, all indices drawn, tokens run).
     """
     n = config.prompts_per_step // ranks()
     generator = torch.Generator(world.device).manual_seed(int(rng.integers(2**62)))
@@ -333,12 +333,12 @@ def score(model, world, experience, config, precision):
 
 def update(network, optimizer, world, experience, config, precision):
     """
-    One optimizer step on a mini-batch, cut into micro-batches. Returns {name: mean over its tokens}
-    and the gradient's norm. Every denominator is that of the global mini-batch: neither
-    micro-batches nor ranks change the gradient.
+    One optimizer step on a mini-batch. Every denominator is that of the global mini-batch, so that
+    neither micro-batches nor ranks change the gradient. Returns {name: mean over its tokens}.
     """
     algorithm = ALGORITHMS[config.algorithm]
     tokens, sequences = all_reduce([experience.mask.sum().item(), experience.rewards.numel()])
+    true_tokens = all_reduce([experience.truth_mask.sum().item()])[0] if config.mle_coef else 0
     sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "ratio", "ratio_error"), 0.0)
     parts = list(experience.pieces(config.micro_batch_size))
     for i, (_, e) in enumerate(parts):
@@ -350,19 +350,23 @@ def update(network, optimizer, world, experience, config, precision):
                 logprob, entropy = network(*answers, world.allowed_ids, config.temperature)
             sampled = e.old_logprob, e.advantages, e.mask
             loss, rho, clipped = algorithm.loss(logprob, *sampled, *algorithm.clip, algorithm.ratio)
+            found = {"entropy": entropy, "clipped": clipped, "ratio": rho}
             if config.kl_coef:
-                kl = kl_estimate(logprob, e.ref_logprob, config.kl_estimator)
-                sums["kl"] += kl.detach().masked_fill(~e.mask, 0).sum()
-                loss = loss + config.kl_coef * kl
+                found["kl"] = kl_estimate(logprob, e.ref_logprob, config.kl_estimator)
+                loss = loss + config.kl_coef * found["kl"]
             if config.entropy_coef:
                 loss = loss - config.entropy_coef * entropy
             loss = aggregate(loss, e.mask, algorithm.average, tokens, sequences, world.response_len)
+            if config.mle_coef:
+                answers = e.prompt, e.prompt_len, e.truth, e.truth_mask
+                with precision:
+                    true_logprob, _ = network(*answers, world.allowed_ids)
+                loss = loss - config.mle_coef * true_logprob.sum() / true_tokens
             (loss * ranks()).backward()  # DDP averages over ranks, we want the sum
         sums["loss"] += loss.detach() * tokens  # it is a mean already
-        sums["entropy"] += entropy.detach().sum()
-        sums["clipped"] += clipped.sum()
-        sums["ratio"] += rho.detach().masked_fill(~e.mask, 0).sum()
-        sums["ratio_error"] += (rho.detach() - 1).abs().masked_fill(~e.mask, 0).sum()
+        found["ratio_error"] = (rho - 1).abs()
+        for name, values in found.items():
+            sums[name] += values.detach().masked_fill(~e.mask, 0).sum()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm).item()
     if math.isfinite(norm):  # the loop counts those that are not
         optimizer.step()
@@ -422,12 +426,10 @@ def main(argv):
     device, rank, world_size, precision = start_processes(config)
     world = load_world(config.world, device, config.task, config.lpips_weights)
     world.refuse_foreign_options(config)
-    by_frame = config.supervision == "process"
-    terms = world.terms(config.reward or world.reward, by_frame)
+    terms = world.terms(config.reward or world.reward, config.supervision == "process")
     selection = world.terms(config.select_by or config.reward or world.reward)
     share_of("prompts_per_step", config.prompts_per_step, world_size * config.num_minibatches)
 
-    # --------------------------------------------------------------------------------------------
     # the policy, and the model that it starts from as a frozen reference
     make = f"python train_mle.py --world={world.in_commands()}"
     run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint)
@@ -447,9 +449,8 @@ def main(argv):
     val = validation_indices(world, config.eval_records)
     judged = lambda: validate(policy, world, val, selection, precision, config.eval_temperature)
 
-    # --------------------------------------------------------------------------------------------
     # the loop
-    recent = deque(maxlen=20)
+    recent = []
     told = set()
     for step in run.steps(judged):
         run.set_rate(optimizer, config.lr)
@@ -458,8 +459,7 @@ def main(argv):
 
         # 1. sample a group of answers to each prompt, decode each into a predicted state, score it
         # against the true one, and compare it with its group
-        parts = collect(policy, world, terms, config, precision, rng, watch)
-        experience, equal, drawn, sampled = parts
+        experience, flat, drawn, ran = collect(policy, world, terms, config, precision, rng, watch)
 
         # 2. what did the policy and the reference think of the answers before the update? In bf16
         # the sampler's own log-probabilities are off by rounding, so that they are computed anew
@@ -468,9 +468,8 @@ def main(argv):
         if config.dtype == "bfloat16":
             of_sampler = experience.old_logprob
             experience.old_logprob = score(policy, world, experience, config, precision)
-            gap = (experience.old_logprob - of_sampler).expm1().abs()
-            gap = gap.masked_fill(~experience.mask, 0).sum() / experience.mask.sum()
-            sampler_error = all_reduce([gap.item()], "mean")[0]
+            gap = (importance(experience.old_logprob, of_sampler, experience.mask) - 1).abs().sum()
+            sampler_error = all_reduce([gap.item() / experience.mask.sum().item()], "mean")[0]
             passes += 1
         if config.kl_coef:
             experience.ref_logprob = score(reference, world, experience, config, precision)
@@ -486,11 +485,12 @@ def main(argv):
                 updates.append(update(network, optimizer, world, minibatch, config, precision))
         watch.lap("update")
 
-        tokens, sampled = all_reduce([experience.count_tokens(), sampled])
-        run.work += sampled + passes * tokens
-        row = log_step(run, experience, updates, watch, equal, sampler_error, tokens)
+        true = experience.count_tokens(of="truth_mask") if config.mle_coef else 0
+        tokens, ran, true = all_reduce([experience.count_tokens(), ran, true])
+        run.work += ran + passes * tokens + 3 * config.update_epochs * true
+        row = log_step(run, experience, updates, watch, flat, sampler_error, tokens)
         run.finite({n: row[n] for n in ("loss", "ratio", "norm", "reward")}, lambda: drawn)
-        recent.append(row)
+        recent = [*recent[-19:], row]
         for sentence in set(troubles(recent)) - told:
             run.tell(f"step {step}: {sentence}")
             told.add(sentence)

@@ -383,6 +383,29 @@ class TextWorld(World):
             undo=undo,
         )
 
+    def candidates(self, states, actions):
+        """
+        B states, each with up to G actions (lists of texts, as records have them under "prompt") ->
+        a Batch for imagine(): the prompt is the state alone, answers begin with an action, given
+        token by token. Where there are fewer than G actions, the last is repeated.
+        """
+        encode = self.bpe.encode_ordinary
+        G = max(map(len, actions))
+        given = [[encode(action) for action in own] for own in actions]
+        given = [own + own[-1:] * (G - len(own)) for own in given]
+        R = max(len(ids) for own in given for ids in own) + self.response_len
+        # behind the longest answer that an action may get stands a byte, never the end token: what
+        # would not end alone does not end beside a longer action
+        forced = torch.zeros(len(states), G, R, dtype=torch.long)
+        for b, own in enumerate(given):
+            for g, ids in enumerate(own):
+                forced[b, g, : len(ids)] = torch.tensor(ids)
+                forced[b, g, len(ids) : len(ids) + self.response_len] = -1
+        prompt, prompt_len = self.pad([encode(state) for state in states])
+        none = prompt[:, :0]
+        forced = forced.to(self.device)
+        return Batch(prompt, prompt_len, none, none.bool(), R, self.eos_id, forced=forced)
+
     def mle_batches(
         self,
         n,

@@ -237,6 +237,7 @@ class World:
     draw(split, n, rng, changed_fraction, power) -> indices of n records, drawn with replacement
     prompt_length(split, index) -> tokens
     batch(split, indices, permute_ids, rng) -> Batch
+    candidates(states, actions) -> Batch for imagine(): text only, B states with G actions each
     mle_batches(n, rng, ...) -> [(prompt, prompt_len, response [B, G, R], weight [B, G, R])]
     decode(batch, tokens [B, G, R]) -> text: B lists of G texts; video: frames [B, G, F, 3, H, W]
     score(batch, tokens [B, G, R], names) -> {name: [B, G] fp32}: decodes, and scores every metric

@@ -22,8 +22,8 @@ ROWS = [
     ("likeliest of 16", "MLE, likeliest of"),
     ("vote of 16", "MLE, vote of"),
     ("MLE continued", "MLE continued, "),
-    ("RLVR", "strict_binary, "),
-    ("RLVR on strict_task", "strict_task, "),
+    ("RLVR", "-rlvr, "),
+    ("RLVR on strict_task", "-rlvr-task, "),
     ("ceiling", "ceiling"),
 ]
 # lines of the figure: (heading, colour, dashes)
@@ -40,7 +40,7 @@ def take_in(name):
     """Copies a cell's results.json, and what its groups looked like, into docs/results/lesson."""
     out = DOCS.parent / "out"
     results = json.loads((out / f"lesson-{name}-results" / "results.json").read_text())
-    log = out / f"lesson-{name}-strict_binary" / "metrics.jsonl"
+    log = out / f"lesson-{name}-rlvr" / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     rows = [row for row in rows if "equal_groups" in row]
     results["training"] = {}
@@ -56,7 +56,7 @@ def value_of(cell, heading, label):
     """A row's column of one cell, times 100; where two decodings stand there, the chosen one."""
     found = []
     for row, columns in cell["rows"].items():
-        chosen = row.startswith(label) or (label.startswith("strict") and f"-{label}" in row)
+        chosen = label in row if label.startswith("-") else row.startswith(label)
         of_many = row.startswith("MLE, ") and " of " in row and " of " not in label
         if chosen and not of_many:
             found.append(100 * statistics.fmean(columns[COLUMN]))
@@ -75,7 +75,7 @@ def summary(cells):
         for heading, label in ROWS:
             row[heading].append(value_of(cell, heading, label))
         for run, rivals in cell["differences"].items():
-            if run.endswith("strict_binary"):
+            if run.endswith("-rlvr"):
                 gain = [100 * x for x in rivals["MLE continued"][COLUMN]]
                 row.setdefault("gain", []).append(gain)
         row.setdefault("training", []).append(cell["training"])

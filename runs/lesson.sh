@@ -31,19 +31,19 @@ python data/textgame/prepare.py --chance="$chance" --out="$world" --instances=$i
 python train_mle.py $on $judged --name="$run-mle" --steps=$steps --eval_every=$((steps / 2))
 
 # Stage 2, on the metric that is judged, and on the softer one. Five minutes each.
-for reward in strict_binary strict_task; do
-    python train_rlvr.py $on $judged --name="$run-$reward" --init_from="$run-mle" \
-        --reward=$reward --group_size=8 --steps=80 --eval_every=20
-done
+python train_rlvr.py $on $judged --name="$run-rlvr" --init_from="$run-mle" \
+    --reward=strict_binary --eval_every=20
+python train_rlvr.py $on $judged --name="$run-rlvr-task" --init_from="$run-mle" \
+    --reward=strict_task --eval_every=20
 
-# RLVR's rival: likelihood goes on for at least RLVR's work. Four minutes each.
+# RLVR's rival: likelihood goes on for at least RLVR's work. Three minutes each.
 for more in "1 0.01" "2 0.002"; do
     set -- $more
     python train_mle.py $on $judged --name="$run-more-$1" --init_from="$run-mle" \
-        --steps=650 --eval_every=325 --lr="$2"
+        --steps=500 --eval_every=250 --lr="$2"
 done
 
 # The table: 2,000 transitions of 120 test games. Three minutes.
 python evaluate.py $on --name="$run-results" --records=2000 --val_records=1000 \
     --select_by=strict_binary --mle="$run-mle" --more="$run-more-1,$run-more-2" \
-    --rlvr="$run-strict_binary,$run-strict_task" --each
+    --rlvr="$run-rlvr,$run-rlvr-task" --each

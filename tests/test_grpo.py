@@ -121,6 +121,8 @@ def test_advantage_kinds_by_hand():
     assert torch.allclose(group_advantages(rewards, "mean"), mean)
     assert torch.allclose(group_advantages(rewards, "loo"), others)
     assert torch.allclose(group_advantages(rewards), mean / math.sqrt(2), atol=1e-5)
+    assert group_advantages(rewards, "best").tolist() == [[0, 0, 0, 4]]
+    assert group_advantages(1 - rewards, "best").tolist() == [[2, 2, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -319,6 +321,26 @@ def test_every_option_reaches_the_update(change):
     assert not torch.equal(one_update(experience)[0], one_update(experience, **change)[0])
 
 
+def test_the_likelihood_term_is_that_of_maximum_likelihood():
+    """Guards against a term with another temperature, mask or denominator, however it is split."""
+    experience = an_experience(small_model())
+    B = len(experience.prompt)
+    experience.truth = torch.randint(0, EOS, (B, 1, 5))
+    length = torch.randint(1, 6, (B, 1, 1))
+    experience.truth_mask = torch.arange(5) < length
+    model = small_model()
+    prompt = experience.prompt, experience.prompt_len
+    logprob, _ = model(*prompt, experience.truth, experience.truth_mask, entropy=False)
+    loss = -(logprob * experience.truth_mask).sum() / experience.truth_mask.sum()
+    loss.backward()
+    slope = torch.cat([p.grad.flatten() for p in model.parameters()])
+    without, _ = one_update(experience, temperature=0.7)
+    for size in (6, 4):
+        given = dict(temperature=0.7, mle_coef=0.3, micro_batch_size=size)
+        moved = one_update(experience, **given)[0] - without
+        assert torch.allclose(moved, -0.3e-2 * slope, atol=1e-6), size
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -389,6 +411,8 @@ def by_hand(name, rho, s, A, n):
     """
     if name == "cispo":  # REINFORCE with a weight between 0 and 5 that is a constant
         return None, -min(max(rho, 0.0), 5.0) * A["standardized"]
+    if name == "raft":  # likelihood of the best, of the same weight in every group
+        return None, -A["of the best"]
     if name == "gspo":  # one ratio for the response, clipped to [1 - 3e-4, 1 + 4e-4]
         a = A["standardized"]
         inside = s < 1 + 4e-4 if a > 0 else s > 1 - 3e-4
@@ -436,13 +460,14 @@ def test_algorithms_are_their_formulas(name):
             "standardized": (r[g] - r.mean()) / (r.std(ddof=1) + 1e-6),
             "mean": r[g] - r.mean(),
             "others": r[g] - np.delete(r, g).mean(),
+            "of the best": G * (r[g] == r.max()) / (r == r.max()).sum(),
         }
         n = int(length[b, g])
         own = difference[b, g, :n].double().numpy()
         divisor = length.sum().item()
         if name == "dr_grpo":
             divisor = B * G * 9
-        if name == "gspo":
+        if name in ("gspo", "raft"):
             divisor = B * G * n
         for t in range(n):
             loss, slope = by_hand(name, np.exp(own[t]), np.exp(own.mean()), A, n)
@@ -453,7 +478,7 @@ def test_algorithms_are_their_formulas(name):
             cut += slope == 0
     assert np.abs(got.numpy() - wanted).max() < 1e-6
     assert row["loss"] == pytest.approx(total, abs=1e-5)
-    assert (cut > 2) == (name != "cispo") and (got != 0).sum() > 10
+    assert (cut > 2) == (name != "cispo") and (got != 0).sum() > (4 if name == "raft" else 10)
 
 
 @pytest.mark.parametrize("of_each", [False, True])

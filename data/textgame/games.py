@@ -1000,6 +1000,20 @@ def outcomes(game, action):
     return sorted(found.values(), key=lambda outcome: -outcome[0])
 
 
+def random_actions(game, rng, n, habit):
+    """
+    n actions of a player who knows no rule: a deed such as "take Dish" (types in place of names) as
+    often as the Counter `habit` has it, and of the actions that are this deed any.
+    """
+    alike = {}  # {deed: actions}
+    for action in actions(game):
+        types = [game.objects[name]["type"] for name in action[1:]]
+        alike.setdefault(action[0].format(*types), []).append(action)
+    weights = [habit[deed] for deed in alike]
+    deeds = rng.choices(list(alike), weights if any(weights) else None, k=n)
+    return [rng.choice(alike[deed]) for deed in deeds]
+
+
 def choose(game, rng, tries, useful, wander):
     """
     The different actions to try in one state, first the one that the walk takes: the hint, or with
@@ -1042,6 +1056,33 @@ def has_chance(instance, share):
     return math.floor((number + 1) * share + phase) > math.floor(number * share + phase)
 
 
+def begin(instance, seed, chance):
+    """(A new game, random numbers to play it with); its kind follows from the instance's number."""
+    # a string seeds through SHA-512, the same in every process
+    rng = random.Random(f"{seed}/{instance}")
+    game = KINDS[instance % len(KINDS)]()
+    game.build(rng)
+    if has_chance(instance, chance):
+        # draws of its own: all else is the same with and without chance
+        fate = random.Random(f"{seed}/{instance}/chance")
+        game.unsettle(fate)
+        game.luck = fate.random()
+    game.score = game.scored()
+    return game, rng
+
+
+def walk(instance, seed, chance, steps=16, wander=0.15):
+    """A new game and what its hints make of it, step by step until it is over: a list of games."""
+    game, rng = begin(instance, seed, chance)
+    found = []
+    while not game.score["gameOver"] and len(found) < steps:
+        found.append(game)
+        detour = rng.random() < wander
+        action = rng.choice(actions(game)) if detour else game.hint() or ("wait",)
+        game, _ = step(game, action)
+    return found
+
+
 def transitions(
     games, seed, steps=16, tries=6, useful=0.15, wander=0.15, chance=0.5, all_outcomes=False
 ):
@@ -1060,16 +1101,7 @@ def transitions(
     """
     state_id = 0
     for instance in range(games):
-        # a string seeds through SHA-512, the same in every process
-        rng = random.Random(f"{seed}/{instance}")
-        game = KINDS[instance % len(KINDS)]()
-        game.build(rng)
-        if has_chance(instance, chance):
-            # draws of its own: all else is the same with and without chance
-            fate = random.Random(f"{seed}/{instance}/chance")
-            game.unsettle(fate)
-            game.luck = fate.random()
-        game.score = game.scored()
+        game, rng = begin(instance, seed, chance)
         for number in range(1, steps + 1):
             tried = choose(game, rng, tries, useful, wander)
             for action in tried:

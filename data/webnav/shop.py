@@ -571,6 +571,42 @@ def difference(old, new):
     return "\n\n".join(sections)
 
 
+def read_page(text):
+    """The text of a page -> {id: what stands behind it}."""
+    return dict(re.findall(r"\[(\d+)\] (.+)", text))
+
+
+def apply_difference(page, response):
+    """
+    The page {id: text} that a response leads to. Anybody may have written it: what is no item of a
+    section says nothing.
+    """
+    page = dict(page)
+    heading = ""
+    for line in map(str.strip, response.split("\n")):
+        item = re.fullmatch(r"\[(\d+)\] (.+)", line)
+        if not item:
+            heading = line or heading
+        elif heading == "Deleted items:":
+            page.pop(item[1], None)
+        elif heading in ("New items:", "Updated items:"):
+            page[item[1]] = item[2]
+    return page
+
+
+def progress(page, product):
+    """(Whether a product is in the cart, how near to that a page {id: text} is, from 0 to 4)."""
+    ladder = (
+        rf"StaticText '\d+ x (\w+ )?{product}'",  # in the cart
+        rf"RootWebArea '{product}'",  # its page
+        rf"(link|option) '(For you: )?{product}\b",  # what leads there
+        rf"RootWebArea '{product.split()[-1]}s'",  # its category
+    )
+    text = "\n".join(page.values())
+    reached = [4 - n for n, line in enumerate(ladder) if re.search(f"^{line}", text, re.M)]
+    return 4 in reached, max(reached, default=0)
+
+
 def step(shop, state, tree, action):
     """One transition: (next state, next tree, response text)."""
     after = act(shop, state, tree, action)
