@@ -233,8 +233,11 @@ class Many(NamedTuple):
 
 
 @torch.no_grad()
-def sample_many(model, world, indices, config):
-    """best_of answers to each record of the split at T = 1, and all that is said of them: Many."""
+def sample_many(model, world, indices, config, vote=True):
+    """
+    best_of answers to each record of the split at T = 1, and all that is said of them: Many. Not
+    needed for a vote, neither agreement nor median is computed.
+    """
     generator = torch.Generator(world.device).manual_seed(config.seed)
     terms = world.terms(config.select_by or world.reward)
     names = list(world.metrics)
@@ -251,12 +254,14 @@ def sample_many(model, world, indices, config):
         chosen = rollout.mask() if batch.forced is None else batch.forced[:, None] < 0
         own = (rollout.logprob * chosen).sum(-1)
         logprob[rows] = own.masked_fill(~ended, float("-inf")).cpu()
+        if not vote:
+            continue
         agreement[rows] = world.agreement(batch, rollout.tokens, terms).cpu()
         middle = world.median(batch, rollout.tokens, names)
         for name, values in (middle or {}).items():
             median[name][rows] = values.cpu()
     reward = world.weighted_sum(terms, scores)
-    return Many(scores, reward, logprob, agreement, median if middle else None)
+    return Many(scores, reward, logprob, agreement, median if vote and middle else None)
 
 
 def chosen_rows(many):
@@ -571,7 +576,7 @@ def judge(world, config):
         rows += own
         judged[label] = own[-1].scores
         if config.best_of and label != "MLE continued":
-            many = sample_many(model, world, indices, config)
+            many = sample_many(model, world, indices, config, vote=label == "MLE")
             curves[label] = best_of_n(many, world)
         if config.best_of and label == "MLE":
             for what, scores in chosen_rows(many).items():

@@ -263,6 +263,7 @@ class TextWorld(World):
         self.device = torch.device(device)
         self.remedy = f"make the world again with {make}"
         self.metrics = dict(task.metrics)
+        self.known = defaultdict(dict)  # {(split, index): {answer: {metric: value}}}
         self.foreign_options = () if task.permute else ("permute_ids",)
         try:
             self.reward = meta["reward"]
@@ -525,22 +526,29 @@ class TextWorld(World):
         A list of {name: value} of several answers (None: one that never ended) to one record. Equal
         answers are scored once; one that is malformed or never ends gets each metric's worst value.
         """
-        truth = self.truth(split, index)
-        plain = [name for name in names if name in self.task.metrics]
-        expected = [name for name in names if name not in self.task.metrics]
-        outcomes = self.outcomes(split, index) if expected else []
-        known = {None: {name: self.metrics[name].worst for name in names}}
+        # where models are judged, they give the same answers again and again
+        known = {} if split == "train" else self.known[split, index]
+        found = []
         for answer in answers:
-            if answer in known:
-                continue
-            known[answer] = score_answer(self.task, answer, truth, plain)
-            for name in expected:
-                metric = name.removeprefix(EXPECTED)
-                known[answer][name] = sum(
-                    probability * score_answer(self.task, answer, outcome, [metric])[metric]
-                    for probability, outcome in outcomes
-                )
-        return [known[answer] for answer in answers]
+            own = known.setdefault(answer, {})
+            missing = [name for name in names if name not in own]
+            if answer is None:
+                own.update({name: self.metrics[name].worst for name in missing})
+            elif missing:
+                own.update(self.score_text(split, index, answer, missing))
+            found.append({name: own[name] for name in names})
+        return found
+
+    def score_text(self, split, index, answer, names):
+        """{name: value} of one answer to a record."""
+        plain = [name for name in names if name in self.task.metrics]
+        expected = [name.removeprefix(EXPECTED) for name in names if name not in plain]
+        scores = score_answer(self.task, answer, self.truth(split, index), plain)
+        scores.update({EXPECTED + name: 0.0 for name in expected})
+        for probability, outcome in self.outcomes(split, index) if expected else ():
+            for name, value in score_answer(self.task, answer, outcome, expected).items():
+                scores[EXPECTED + name] += probability * value
+        return scores
 
     def outcomes(self, split, index):
         """
