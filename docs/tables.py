@@ -2,8 +2,14 @@
 In docs/*.md and README.md, what stands between the lines <!-- table NAME --> and <!-- end --> is a
 table of docs/results/NAME.json. This writes them all anew (--check: only says which are not so).
 
-A json is the results.json of evaluate.py, {"rows": {label: {heading: [one per seed]}}, "scale"}, or
-cells as they are, {"header": [...], "rows": {label: [...]}}; it may name its commit and machine.
+A json is one of
+
+    {"rows": {label: {heading: [one per seed]}}, "scale"}     results.json of evaluate.py
+    {"seeds": [NAME, ...]}                                    several of these, one a training seed
+    {"header": [...], "rows": {label: [cell, ...]}}           cells as they are
+    {"header": [...], "rows": {label: {"seeds", "column"}}}   or taken from results: see front()
+
+and may name its commit and machine. docs/results/lesson is for docs/lesson.py.
 """
 
 import json
@@ -17,6 +23,11 @@ DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"^<!-- table ([\w.-]+) -->$.*?^<!-- end -->$", re.M | re.S)
 
 
+def load(name):
+    """docs/results/NAME.json."""
+    return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def cell(values, scale):
     """[one per seed] -> 'mean ± std' times scale, 'mean' where there is one seed, '-' for none."""
     if None in values:
@@ -24,14 +35,53 @@ def cell(values, scale):
     values = [scale * value for value in values]
     mean = statistics.fmean(values)
     digits = 2 if abs(mean) >= 10 else 3
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(set(values)) > 1 else ""
     return f"{mean:.{digits}f}{spread}"
 
 
+def best_decoding(label):
+    """'MLE, greedy' -> 'MLE, best decoding': which it is may differ from seed to seed."""
+    model, comma, how = label.partition(", ")
+    return label if how == "T=1" or " of " in how or not comma else f"{model}, best decoding"
+
+
+def over_seeds(names):
+    """The results of several training seeds as one: {"rows", "scale"}, a mean for each seed."""
+    runs = [load(name) for name in names]
+    rows = {}
+    for run in runs:
+        for label, columns in run["rows"].items():
+            row = rows.setdefault(best_decoding(label), {})
+            for heading, values in columns.items():
+                own = statistics.fmean(values) if isinstance(values, list) else values
+                row.setdefault(heading, []).append(own)
+    for row in rows.values():
+        row["work"] = statistics.fmean(row["work"])
+        row["seconds"] = statistics.fmean(row["seconds"])
+    return {"rows": rows, "scale": runs[0]["scale"]}
+
+
+def front(row):
+    """{"seeds": [NAME, ...], "column"} -> cells: a reference, MLE, vote, MLE continued, RLVR."""
+    results = over_seeds(row["seeds"])
+    found = {}
+    for label, columns in results["rows"].items():
+        values = cell(columns[row["column"]], results["scale"][row["column"]])
+        found[label.partition(" of ")[0].partition(" (")[0]] = values
+    best = (f"{model}, best decoding" for model in ("MLE", "MLE continued", "RLVR"))
+    mle, continued, rlvr = (found[label] for label in best)
+    reference = found.get("lookup", found["copy"])
+    return [reference, mle, found.get("MLE, vote", "-"), continued, rlvr]
+
+
 def lines_of(results):
-    """[header, row, ...], each a list of cells, of either form of json."""
-    if "scale" not in results:
-        return [results["header"], *([label, *row] for label, row in results["rows"].items())]
+    """[header, row, ...], each a list of cells, of any form of json."""
+    if "header" in results:
+        rows = results["rows"].items()
+        cells = ([label, *(front(row) if isinstance(row, dict) else row)] for label, row in rows)
+        return [results["header"], *cells]
+    if "seeds" in results:
+        results = over_seeds(results["seeds"])
     scale = results["scale"]
     table = [["", *scale, "work (M tokens)", "seconds"]]
     for label, row in results["rows"].items():
@@ -44,11 +94,11 @@ def part(name, document):
     """The marked part of a document: a table in Markdown, and where it is from."""
     path = DOCS / "results" / f"{name}.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = load(name)
         table = lines_of(results)
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     except OSError as error:
-        sys.exit(f"error: {document} wants a table of {path}: {error.strerror}")
+        sys.exit(f"error: {document} wants a table of {error.filename}: {error.strerror}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         sys.exit(f"error: {document} wants a table of {path}, which holds none ({error!r})")
     table.insert(1, ["-" * width for width in widths])

@@ -259,3 +259,25 @@ def test_the_version_is_the_same_everywhere():
     assert top["version"] == newest == common.VERSION
     assert top["date-released"] == date
     assert len(changes.splitlines()) <= 60
+
+
+def test_a_row_of_the_front_page_is_the_mean_over_its_seeds(tmp_path, monkeypatch):
+    """Guards against the oracle's row, a sample at T = 1 or another seed's in place of the best."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import tables
+
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    for seed, greedy in enumerate(("greedy", "T=0.5")):
+        rows = {"copy (nothing changes)": 0.1, "lookup (no learning)": 0.2}
+        rows.update({"MLE, T=1": 0.9, f"MLE, {greedy}": 0.3 + 0.1 * seed, "MLE, vote of 16": 0.5})
+        rows.update({"MLE, best of 16 (an oracle's choice)": 1.0, "MLE continued, T=1": 0.9})
+        rows.update({f"MLE continued, {greedy}": 0.4, "RLVR, T=1": 0.9, f"RLVR, {greedy}": 0.6})
+        rows = {label: {"right": [v, v], "work": 1e6, "seconds": 2} for label, v in rows.items()}
+        results = {"rows": rows, "scale": {"right": 100}}
+        (tmp_path / "results" / f"run{seed}.json").write_text(json.dumps(results))
+    cells = tables.front({"seeds": ["run0", "run1"], "column": "right"})
+    assert cells == ["20.00", "35.00 ± 7.07", "50.00", "40.00", "60.00"]
+    lines = dict((first, rest) for first, *rest in tables.lines_of({"seeds": ["run0", "run1"]}))
+    assert lines["MLE, best decoding"] == ["35.00 ± 7.07", "1.0", "2"]
+    assert len(lines) == 1 + 10

@@ -234,18 +234,6 @@ def test_webnav_runs_through(tmp_path):
     assert "strict_f1" in run(tmp_path, "evaluate.py", "--world=./webnav")
 
 
-def test_your_own_transitions_run_through(tmp_path):
-    """A .jsonl of prompts and responses, without states, kinds or flags."""
-    with open(tmp_path / "mine.jsonl", "w") as file:
-        for n in range(60):
-            file.write(json.dumps({"prompt": f"{n} + 1 =", "response": f" {n + 1}"}) + "\n")
-    own = "--path=mine.jsonl", "--out=./mine", "--vocab_size=270"
-    run(tmp_path, "data/own/prepare.py", *own)
-    run(tmp_path, "train_mle.py", "--world=./mine")
-    run(tmp_path, "train_rlvr.py", "--world=./mine", "--reward=line_f1")
-    assert "exact_match" in run(tmp_path, "evaluate.py", "--world=./mine")
-
-
 def test_bench_measures(tmp_path):
     """Every part of bench.py on tiny shapes, beside transformers."""
     pytest.importorskip("transformers")
