@@ -41,7 +41,8 @@ soak: .venv/installed
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
-	$(PYTHON) -m venv --clear .venv
+	rm -rf .venv  # the link, where it is one, not what it leads to
+	$(PYTHON) -m venv .venv
 	$(INSTALL) requirements.txt
 	touch $@
 

@@ -36,11 +36,11 @@ python train_rlvr.py $on $judged --name="$run-rlvr" --init_from="$run-mle" \
 python train_rlvr.py $on $judged --name="$run-rlvr-task" --init_from="$run-mle" \
     --reward=strict_task --eval_every=20
 
-# RLVR's rival: likelihood goes on for at least RLVR's work. Three minutes each.
+# RLVR's rival: likelihood goes on for at least RLVR's work. Four minutes each.
 for more in "1 0.01" "2 0.002"; do
     set -- $more
     python train_mle.py $on $judged --name="$run-more-$1" --init_from="$run-mle" \
-        --steps=500 --eval_every=250 --lr="$2"
+        --steps=650 --eval_every=325 --lr="$2"
 done
 
 # The table: 2,000 transitions of 120 test games. Three minutes.
