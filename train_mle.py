@@ -58,7 +58,7 @@ class Config:
     weight_decay: float = option(0.0, 0.0, 10.0)  # decoupled, on the matrices in the blocks
     max_grad_norm: float = option(1.0, 1e-6, 1e9)
     # how long
-    steps: int = option(800, 1, 10**9)
+    steps: int = option(1600, 1, 10**9)
     seconds: float = option(0.0, 0.0, 1e9)  # a cap on training time, if you want one (0: none)
     eval_every: int = option(100, 1, 10**9)  # steps between validations
     eval_records: int = option(512, 1, 10**9)  # validation records

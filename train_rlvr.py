@@ -206,7 +206,7 @@ class Config:
     decay: float = option(0.0, 0.0, 1.0)  # the rate falls to 0 over this last part of the run
     max_grad_norm: float = option(1.0, 1e-6, 1e9)
     # how long
-    steps: int = option(80, 1, 10**9)  # rollout batches
+    steps: int = option(40, 1, 10**9)  # rollout batches
     seconds: float = option(0.0, 0.0, 1e9)  # a cap on training time, if you want one (0: none)
     eval_every: int = option(10, 1, 10**9)  # steps between validations
     eval_records: int = option(512, 1, 10**9)  # validation records

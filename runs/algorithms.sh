@@ -31,7 +31,7 @@ for variant in $variants; do
     esac
     for lr in 3e-4 1e-4; do
         python train_rlvr.py $on $how --name="$run-$variant-$lr" --init_from="$run-mle" \
-            --reward=strict_binary --lr=$lr --eval_every=20
+            --reward=strict_binary --lr=$lr --steps=80 --eval_every=20
     done
     python evaluate.py $on --name="$run-$variant-results" --records=2000 --best_of=0 \
         --select_by=strict_binary --mle="$run-mle" --more="$run-more-1,$run-more-2" \

@@ -32,9 +32,9 @@ python train_mle.py $on $judged --name="$run-mle" --steps=$steps --eval_every=$(
 
 # Stage 2, on the metric that is judged, and on the softer one. Five minutes each.
 python train_rlvr.py $on $judged --name="$run-rlvr" --init_from="$run-mle" \
-    --reward=strict_binary --eval_every=20
+    --reward=strict_binary --steps=80 --eval_every=20
 python train_rlvr.py $on $judged --name="$run-rlvr-task" --init_from="$run-mle" \
-    --reward=strict_task --eval_every=20
+    --reward=strict_task --steps=80 --eval_every=20
 
 # RLVR's rival: likelihood goes on for at least RLVR's work. Four minutes each.
 for more in "1 0.01" "2 0.002"; do

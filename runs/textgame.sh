@@ -10,20 +10,20 @@ seed=${1:-0}
 world=textgame${CHANCE:+-$CHANCE}
 run=$world$([ "$seed" = 0 ] || echo "-seed$seed")
 
-# 14,000 transitions of 300 games, 40 other games each for validation and test. Half a minute.
+# 25,000 transitions of 500 games, 40 other games each for validation and test. Half a minute.
 python data/textgame/prepare.py --chance="${CHANCE:-0.5}" --out="$world"
 
-# Stage 1, maximum likelihood: no transition is seen more than four times. Two minutes.
+# Stage 1, maximum likelihood: no transition is seen more than five times. Four minutes.
 python train_mle.py --world="$world" --seed="$seed" --name="$run-mle"
 
-# Stage 2, GRPO on the strict reward of decoded answers. Two minutes; the reward rises.
+# Stage 2, GRPO on the strict reward of decoded answers. One minute; the reward rises.
 python train_rlvr.py --world="$world" --seed="$seed" --name="$run-rlvr" --init_from="$run-mle"
 
-# RLVR's rival: likelihood goes on for at least RLVR's work, at two rates. Two minutes each.
+# RLVR's rival: likelihood goes on for at least RLVR's work, at two rates. One minute each.
 for more in "1 0.01" "2 0.002"; do
     set -- $more
     python train_mle.py --world="$world" --seed="$seed" --name="$run-mle-more-$1" \
-        --init_from="$run-mle" --steps=500 --lr="$2"
+        --init_from="$run-mle" --steps=300 --lr="$2"
 done
 
 # A few predictions to read, and the table.

@@ -982,7 +982,7 @@ def test_make_refuses_a_python_that_is_too_old(version, tmp_path):
     assert refused == (version < (3, 11))
     assert (tmp_path / "asked").exists() != refused
     if not refused:
-        assert (tmp_path / "asked").read_text().split() == ["-m", "venv", "--clear", ".venv"]
+        assert (tmp_path / "asked").read_text().split() == ["-m", "venv", ".venv"]
 
 
 # --------------------------------------------------------------------------------------------------

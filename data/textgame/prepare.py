@@ -36,7 +36,7 @@ class Config:
     out: str = ""  # a name under data/ or a path; empty: textgame or bytesized32[-<split>]
     # bytesized32: official (over actions), state (whole states held out), game (whole games)
     split: str = option("official", "official", "state", "game")
-    instances: int = option(300, 1, 10**6)  # procedural: for training, 47 transitions each
+    instances: int = option(500, 1, 10**6)  # procedural: for training, 47 transitions each
     held_out: int = option(40, 1, 10**5)  # procedural: for validation, and as many for test
     chance: float = option(0.5, 0.0, 1.0)  # procedural: share of transitions that are uncertain
     # bytesized32: validation records, cut from the training data game by game as in the test set
