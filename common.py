@@ -71,7 +71,7 @@ def option(default, *allowed):
 
 
 def print_help(config_class):
-    """Prints the script's docstring, and its options with defaults, comments and ranges."""
+    """Prints the script's docstring, its options with defaults, comments and ranges, and exits."""
     print(sys.modules[config_class.__module__].__doc__ + "\noptions, with their defaults:")
     source = inspect.getsource(config_class)
     for field in dataclasses.fields(config_class):
@@ -82,6 +82,7 @@ def print_help(config_class):
         values = between.join(map(str, field.metadata.get("allowed", ())))
         usage = f"  --{field.name}={field.default}".ljust(32)
         print(usage, comment.strip(), f"({values})" * bool(values))
+    sys.exit(0)
 
 
 def read_value(name, text, kind, allowed=()):
@@ -111,7 +112,7 @@ def parse_config(config_class, argv, smoke=()):
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     if "--help" in argv or "-h" in argv:
-        sys.exit(print_help(config_class))
+        print_help(config_class)
     values = {}
     for word in argv:
         if not word.startswith("--"):

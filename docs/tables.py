@@ -5,7 +5,7 @@ table of docs/results/NAME.json. This writes them all anew (--check: only says w
 A json is one of
 
     {"rows": {label: {heading: [one per seed]}}, "scale"}     results.json of evaluate.py
-    {"seeds": [NAME, ...]}                                    several of these, one a training seed
+    {"seeds": [NAME, ...], "columns": [heading, ...]}         several of these, one a training seed
     {"header": [...], "rows": {label: [cell, ...]}}           cells as they are
     {"header": [...], "rows": {label: {"seeds", "column"}}}   or taken from results: see front()
 
@@ -80,9 +80,10 @@ def lines_of(results):
         rows = results["rows"].items()
         cells = ([label, *(front(row) if isinstance(row, dict) else row)] for label, row in rows)
         return [results["header"], *cells]
+    chosen = results.get("columns")
     if "seeds" in results:
         results = over_seeds(results["seeds"])
-    scale = results["scale"]
+    scale = {heading: results["scale"][heading] for heading in chosen or results["scale"]}
     table = [["", *scale, "work (M tokens)", "seconds"]]
     for label, row in results["rows"].items():
         cells = [cell(row[heading], scale[heading]) for heading in scale]

@@ -44,6 +44,7 @@ from tests import fork_server, soak
 from tests.conftest import SHARED
 from tests.soak import small
 from tests.test_grpo import NoLegal, an_experience, small_model
+from use import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -57,6 +58,7 @@ SCRIPTS = {
     "data/robot/prepare.py": robot_prepare,
     "data/textgame/prepare.py": textgame_prepare,
     "data/webnav/prepare.py": webnav_prepare,
+    "use/plan.py": plan,
 }
 MLE = "out/smoke/textgame-mle/best.pt"
 
@@ -722,6 +724,8 @@ def test_every_option_is_read_by_the_script(script):
         source += inspect.getsource(common.Run)
     if "start_processes(config)" in source:
         source += inspect.getsource(common.start_processes)
+    if "checkpoints(world, config)" in source:
+        source += inspect.getsource(evaluate.checkpoints)
     names = [field.name for field in dataclasses.fields(SCRIPTS[script].Config)]
     read = r'config\.{0}\b|getattr\(config, "{0}"'
     assert not [name for name in names if not re.search(read.format(name), source)]
@@ -744,7 +748,7 @@ COMMAND = re.compile(r"(?:python|torchrun)\s+((?:--\S+\s+)*)(\S+\.py)([^|;&\n`]*
 def check_command(script, options):
     """A command that is written down must name a script and options that exist."""
     assert (ROOT / script).is_file()
-    if script != "docs/tables.py" and "--help" not in options:
+    if not script.startswith("docs/") and "--help" not in options:
         module = {**SCRIPTS, "tests/soak.py": soak}[script]
         parse_config(module.Config, options)
 
@@ -814,7 +818,8 @@ def test_the_commands_of_the_pages_exist(page, argument, tmp_path):
         script, *options = command.split("\0")[:-1]
         check_command(script, options)
     assert script in ("evaluate.py", "use/plan.py")
-    if "${1:-0}" in (ROOT / "runs" / f"{page}.sh").read_text():
+    text = (ROOT / "runs" / f"{page}.sh").read_text()
+    if "${1:-0}" in text and '--name="$run-results"' in text:
         # what `make seeds` averages
         assert f"--name={page}{'-seed1' if argument else ''}-results" in options
     if page == "textgame" and not argument:
@@ -835,8 +840,9 @@ def test_the_commands_of_the_pages_exist(page, argument, tmp_path):
 
 def copy_repository(folder):
     """What is needed to run a page, so that nothing is written into the checkout."""
-    patterns = "*.py", "data/*.py", "data/*/*.py", "runs/*.sh", "Makefile", "requirements*.txt"
-    for path in itertools.chain(*(ROOT.glob(pattern) for pattern in patterns)):
+    code = "*.py", "data/*.py", "data/*/*.py", "use/*.py", "runs/*.sh"
+    others = "Makefile", "requirements*.txt"
+    for path in itertools.chain(*(ROOT.glob(pattern) for pattern in (*code, *others))):
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -879,7 +885,7 @@ LANES = [
     ["bash runs/textgame.sh", "make seeds SEEDS=1"],
     ["bash runs/webnav.sh"],
     ["bash runs/bytesized32.sh"],
-    ["bash runs/lesson.sh"],
+    ["bash runs/lesson.sh", "bash runs/plan.sh"],
     ["bash runs/algorithms.sh 0 raft likelihood"],
     ["bash runs/paper_multi.sh"],
     ["bash runs/paper_single.sh"],
@@ -936,6 +942,9 @@ def test_every_page_runs_and_ends_with_a_table(pages, command):
     assert code == 0, printed[-3000:]
     assert "Traceback" not in printed and "error:" not in printed
     assert untouched, "SMOKE=1 writes to out/smoke only"
+    if "plan" in command:
+        assert printed.count("4 paired starts") == 3 and printed.count("| simulator ") == 3
+        return
     table = printed[printed.rindex("| work (M tokens) | seconds |") :]
     if "make seeds" in command:
         assert "mean ± std over 2 training seeds" in printed
