@@ -75,9 +75,8 @@ def print_help(config_class):
     print(sys.modules[config_class.__module__].__doc__ + "\noptions, with their defaults:")
     source = inspect.getsource(config_class)
     for field in dataclasses.fields(config_class):
-        # the comment behind the field, or else the one before it
         line = re.search(rf"((?:^    # .*\n)*)^    {field.name}: .*?(?:  # (.*))?$", source, re.M)
-        comment = line[2] or " ".join(line[1].replace("    # ", "").split("\n"))
+        comment = line[2] or " ".join(line[1].replace("    # ", "").split("\n"))  # before the field
         between = ", " if isinstance(field.default, str) else " to "
         values = between.join(map(str, field.metadata.get("allowed", ())))
         usage = f"  --{field.name}={field.default}".ljust(32)

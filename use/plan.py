@@ -51,7 +51,7 @@ class Config:
     k: int = option(3, 1, 64)  # actions to choose from
     steps: int = option(5, 1, 1000)  # actions to reach the goal
     draws: int = option(20, 1, 10**4)  # of the policy; the most frequent k are proposed
-    starts: int = option(540, 2, 10**6)
+    starts: int = option(540, 2, 10**6)  # the same for every row
     chance: float = option(0.5, 0.0, 1.0)  # text games: share of the starts with chance in them
     # the machine
     device: str = "auto"  # cpu, cuda, mps or auto
