@@ -91,6 +91,19 @@ def lines_of(results):
     return table
 
 
+def gains(names):
+    """Sentences: how far RLVR is ahead of each rival in each training seed, with 95 % intervals."""
+    runs = [load(name) for name in names]
+    heading = runs[0]["headline"]
+    scale = runs[0]["scale"][heading]
+    lines = []
+    for rival in runs[0]["differences"]["RLVR"]:
+        found = [run["differences"]["RLVR"][rival][heading] for run in runs]
+        each = ("{:+.1f} ({:.1f} to {:.1f})".format(*(scale * x for x in gap)) for gap in found)
+        lines.append(f"- RLVR − {rival} in {heading}: {', '.join(each)}.")
+    return "\n".join(lines)
+
+
 def part(name, document):
     """The marked part of a document: a table in Markdown, and where it is from."""
     path = DOCS / "results" / f"{name}.json"
@@ -107,6 +120,9 @@ def part(name, document):
     text = "\n".join(f"| {row} |" for row in rows)
     known = {"source": "{}", "budget": "budgets in {}", "version": "version {}"}
     known.update(commit="commit {}", machine="{}")
+    if "seeds" in results:
+        results = {**load(results["seeds"][0]), **results}
+        text = f"{text}\n\n{gains(results['seeds'])}"
     notes = [words.format(results[key]) for key, words in known.items() if results.get(key)]
     link = f"[{name}.json]({os.path.relpath(path, document.parent)})"
     return f"<!-- table {name} -->\n\n{text}\n\n*{'; '.join([link, *notes])}*\n\n<!-- end -->"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Text games, the default demo: eight kinds of procedural household games, a 0.9M model. In half of
-# the games chance has a part. Ten minutes on two quiet CPU cores.
+# the games chance has a part. A quarter of an hour on two quiet CPU cores.
 #   SMOKE=1 bash runs/textgame.sh          shows in seconds that it all works
 #   bash runs/textgame.sh 1                another training seed; `make seeds` averages three
 #   CHANCE=0 bash runs/textgame.sh         nothing is uncertain: what is left for RLVR to give?
