@@ -48,16 +48,20 @@ class ModelConfig:
     look_back: bool = False  # each token also sees the embedding of the one before: Model.body
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
+    head_dim: int = 0  # width of a head; 0: n_embd / n_head
+    qk_norm: bool = False  # queries and keys are normed, as in Qwen3
+    rope_scaling: tuple = ()  # Llama 3's (factor, low, high, length): frequencies()
 
     def __post_init__(self):
         if self.n_inner == 0:
             self.n_inner = math.ceil(self.n_embd * 8 / 3 / 32) * 32
-        heads_fit = self.n_embd % (2 * self.n_head) == 0 and self.n_head % self.n_kv_head == 0
-        if not heads_fit:
+        head_dim = self.head_dim or self.n_embd / self.n_head
+        if head_dim % 2 or self.n_head % self.n_kv_head:
             raise ValueError(
                 f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head}, and "
                 f"n_head of n_kv_head={self.n_kv_head}"
             )
+        self.head_dim = int(head_dim)
 
 
 def working_dtype(x):
@@ -76,6 +80,20 @@ class RMSNorm(nn.Module):
         """x [..., C], normed in fp32; under autocast the result is cast once, here."""
         normed = F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
         return normed.to(working_dtype(x))
+
+
+def frequencies(config):
+    """
+    Of the rotation, fp32 [D/2]. rope_scaling: what turns less than `low` times in `length` tokens
+    is slowed down by `factor`, what turns more than `high` times stays, and between it is mixed.
+    """
+    D = config.head_dim
+    frequency = config.rope_theta ** (-torch.arange(0, D, 2).float() / D)
+    if config.rope_scaling:
+        factor, low, high, length = config.rope_scaling
+        stays = ((frequency * length / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        frequency = frequency * (stays + (1 - stays) / factor)
+    return frequency
 
 
 def rotate(x, cos, sin):
@@ -146,8 +164,7 @@ def attend_group_fused(q, k, v, prompt_k, prompt_v, hide):
 
     q = q.reshape(B, K * G, M * R, D)
     mask = hide[:, None].repeat(1, 1, M, 1)
-    keys = joined(prompt_k, k)
-    y = F.scaled_dot_product_attention(q, keys, joined(prompt_v, v), attn_mask=mask)
+    y = F.scaled_dot_product_attention(q, joined(prompt_k, k), joined(prompt_v, v), mask)
     return y.view(B, K, G, M, R, D)
 
 
@@ -164,7 +181,7 @@ def visible(prompt_mask, seen, dtype):
 
 
 def spread(x, layout):
-    """Tokens [N, heads, D] -> [B, T, heads, D], zeros where there is padding."""
+    """Tokens [N, ...] -> [B, T, ...], zeros where there is padding."""
     B, T, place = layout
     if place is not None:
         x = x.new_zeros(B * T, *x.shape[1:]).index_copy(0, place, x)
@@ -174,15 +191,14 @@ def spread(x, layout):
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.n_head = config.n_head
-        self.n_kv_head = config.n_kv_head
-        self.head_dim = config.n_embd // config.n_head
-        width = config.n_head * self.head_dim
-        kv_width = config.n_kv_head * self.head_dim
-        self.q = nn.Linear(config.n_embd, width, bias=config.qkv_bias)
-        self.k = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
-        self.v = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
-        self.o = nn.Linear(width, config.n_embd, bias=False)
+        C, H, K, D = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
+        self.shape = H, K, D
+        self.q = nn.Linear(C, H * D, bias=config.qkv_bias)
+        self.k = nn.Linear(C, K * D, bias=config.qkv_bias)
+        self.v = nn.Linear(C, K * D, bias=config.qkv_bias)
+        self.o = nn.Linear(H * D, C, bias=False)
+        self.q_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, layout, P, G, hide, cache):
         """
@@ -192,9 +208,9 @@ class Attention(nn.Module):
         or what keeps this layer's keys while sampling. Returns [N, C].
         """
         B, T, place = layout
-        H, K, D = self.n_head, self.n_kv_head, self.head_dim
-        q = spread(rotate(self.q(x).view(-1, H, D), cos, sin), layout)  # [B, T, H, D]
-        k = spread(rotate(self.k(x).view(-1, K, D), cos, sin), layout)
+        H, K, D = self.shape
+        q = spread(rotate(self.q_norm(self.q(x).view(-1, H, D)), cos, sin), layout)  # [B, T, H, D]
+        k = spread(rotate(self.k_norm(self.k(x).view(-1, K, D)), cos, sin), layout)
         v = spread(self.v(x).view(-1, K, D), layout)
         parts = []
         if P:
@@ -247,19 +263,15 @@ class Model(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
-        self.look_back = None
-        if config.look_back:
-            self.look_back = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        D = config.n_embd // config.n_head
-        frequency = config.rope_theta ** (-torch.arange(0, D, 2).float() / D)  # [D/2]
-        self.register_buffer("frequency", frequency, persistent=False)
+        C = config.n_embd
+        self.look_back = nn.Linear(C, C, bias=False) if config.look_back else None
+        self.register_buffer("frequency", frequencies(config), persistent=False)
         for name, parameter in self.named_parameters():
             if name.startswith(("embed", "head")):
                 nn.init.normal_(parameter, std=0.02)
             elif parameter.dim() == 2:
                 # unit gain at any width; residual outputs smaller with depth, as in GPT-2
-                residual = name.endswith(("o.weight", "down.weight"))
-                depth = 2 * config.n_layer if residual else 1
+                depth = 2 * config.n_layer if name.endswith(("o.weight", "down.weight")) else 1
                 nn.init.normal_(parameter, std=1 / math.sqrt(parameter.size(1) * depth))
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -303,16 +315,11 @@ class Model(nn.Module):
         if self.look_back is not None:
             seen = self.look_back(self.embed(before.clamp(min=0)))
             x = x + seen.masked_fill(before[:, None] < 0, 0.0)
-        for i, block in enumerate(self.blocks):
-            if caches is None:
-                x = block(x, cos, sin, layout, P, G, hide, None)
-            else:
-                # a step of sampling is recorded rather than compiled, which block() may be
-                x = block.forward(x, cos, sin, layout, P, G, hide, caches[i])
-        x = self.norm(x)
-        if place is not None:
-            x = x.new_zeros(B * T, x.size(1)).index_copy(0, place, x)
-        return x.view(B, T, -1)
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
+            # a step of sampling is recorded rather than compiled, which block() may be
+            run = block if cache is None else block.forward
+            x = run(x, cos, sin, layout, P, G, hide, cache)
+        return spread(self.norm(x), (B, T, place))
 
     def hidden(self, prompt, prompt_len, response, mask):
         """
@@ -339,8 +346,7 @@ class Model(nn.Module):
         if G > 1:
             causal = torch.ones(R - 1, R - 1, dtype=torch.bool, device=prompt.device).tril()
             hide = visible(prompt_mask, causal, working_dtype(self.embed.weight))
-        tokens = torch.cat([prompt, inputs], dim=1)
-        x = self.body(tokens, before, position, P, G, hide, real=real)
+        x = self.body(torch.cat([prompt, inputs], dim=1), before, position, P, G, hide, real=real)
         # the prompt's last position predicts the first token of all G
         first = x[torch.arange(B, device=x.device), prompt_len - 1]  # [B, C]
         rest = x[:, P:].reshape(B, G, R - 1, x.size(2))
@@ -365,15 +371,13 @@ class Model(nn.Module):
         Vocabulary-wide rows exist for so many positions at a time that they hold ROWS_AT_ONCE
         numbers; where that is not all, they are recomputed in the backward pass rather than kept.
         """
-        hidden = self.hidden(prompt, prompt_len, response, mask)[mask]  # [N, C]
-        target = response[mask]  # [N]
-        place = mask.nonzero()[:, 2] if allowed_ids is not None else None  # [N] response positions
+        wanted = mask.nonzero(as_tuple=True)  # rows, responses and places [N]
+        hidden = self.hidden(prompt, prompt_len, response, mask)[wanted]  # [N, C]
+        target = response[wanted]  # [N]
 
         def rows(hidden, target, place):
-            allowed = None if place is None else allowed_ids[place]
-            logprobs = torch.log_softmax(
-                self.logits(hidden, allowed, temperature), dim=-1
-            )  # [n, V]
+            allowed = None if allowed_ids is None else allowed_ids[place]
+            logprobs = self.logits(hidden, allowed, temperature).log_softmax(-1)  # [n, V]
             chosen = logprobs.gather(-1, target[:, None])[:, 0]
             if not entropy:
                 return chosen, torch.zeros_like(chosen)
@@ -383,14 +387,11 @@ class Model(nn.Module):
         parts = []
         size = max(1, ROWS_AT_ONCE // self.config.vocab_size)
         keep = len(target) <= size or not torch.is_grad_enabled()
-        for i in range(0, len(target), size):
-            piece = slice(i, i + size)
-            own = hidden[piece], target[piece], None if place is None else place[piece]
+        # where nothing is wanted, a part of nothing, for its gradient must exist
+        for own in zip(hidden.split(size), target.split(size), wanted[2].split(size)):
             parts.append(rows(*own) if keep else checkpoint(rows, *own, use_reentrant=False))
-        zeros = torch.zeros(mask.shape, device=mask.device)
-        if not parts:  # nothing is wanted, but the gradient of nothing must exist
-            return zeros + 0 * hidden.sum(), zeros
         logprob, entropies = (torch.cat(part) for part in zip(*parts))
+        zeros = torch.zeros(mask.shape, device=mask.device)
         return zeros.masked_scatter(mask, logprob), zeros.masked_scatter(mask, entropies)
 
 
