@@ -58,8 +58,8 @@ class ModelConfig:
         head_dim = self.head_dim or self.n_embd / self.n_head
         if head_dim % 2 or self.n_head % self.n_kv_head:
             raise ValueError(
-                f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head}, and "
-                f"n_head of n_kv_head={self.n_kv_head}"
+                f"n_embd={self.n_embd} must be an even multiple of n_head={self.n_head} (or "
+                f"head_dim={self.head_dim} even), and n_head of n_kv_head={self.n_kv_head}"
             )
         self.head_dim = int(head_dim)
 

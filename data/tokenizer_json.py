@@ -58,7 +58,7 @@ class Tokenizer:
         )
 
     def encode_ordinary(self, text):
-        """The ids of a text, which Qwen's brings to the form NFC first."""
+        """The ids of a text; where nfc is set (Qwen), of its Unicode normal form C."""
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if self.nfc:
             text = unicodedata.normalize("NFC", text)
@@ -168,6 +168,8 @@ def read_merges(path, bpe, special):
 
     words = [m.split(" ") if isinstance(m, str) else m for m in bpe["merges"]]
     made = {left + right for left, right in words}
+    if not {word for pair in words for word in pair} | made <= bpe["vocab"].keys():
+        raise ValueError("a merge of what is no token")
     ids = {
         to_bytes(word): i
         for word, i in bpe["vocab"].items()

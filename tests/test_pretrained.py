@@ -1,0 +1,521 @@
+"""
+Pretrained models: folders read, computed and written as Hugging Face's transformers does it, and
+tokenizers that give the ids of its package tokenizers.
+"""
+
+import gzip
+import json
+import random
+import shutil
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+
+import pretrained
+from common import BadInput
+from data.tokenizer_json import SPLITS, end_id, read_tokenizer
+from generate import generate
+from model import Model, ModelConfig
+from pretrained import read_config, read_pretrained, their_name, write_pretrained
+from tests.test_model import questions
+
+reason = "needs requirements-dev.txt"
+transformers = pytest.importorskip("transformers", reason=reason)
+tokenizers = pytest.importorskip("tokenizers", reason=reason)
+safetensors = pytest.importorskip("safetensors.torch", reason=reason)
+
+SHAPE = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+SHAPE.update(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3.update(original_max_position_embeddings=32, rope_theta=10000.0)
+KINDS = {
+    "llama": ("Llama", {}),
+    "tied": ("Llama", dict(tie_word_embeddings=True, rms_norm_eps=1e-5)),
+    "wide heads": ("Llama", dict(head_dim=12, num_key_value_heads=4)),
+    "llama 3": ("Llama", dict(rope_parameters=LLAMA3)),
+    "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
+    "qwen2 untied": ("Qwen2", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    "qwen3": ("Qwen3", dict(head_dim=16, num_key_value_heads=1)),
+}
+
+
+def make(kind, folder, dtype=torch.float32, **how):
+    """Writes a random model of a kind with transformers, and returns it in fp32."""
+    family, changes = KINDS[kind]
+    config = getattr(transformers, f"{family}Config")(
+        **{**SHAPE, **changes}, bos_token_id=None, eos_token_id=None
+    )
+    theirs = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    for p in theirs.parameters():
+        mean, std = (0, 0.25) if p.dim() > 1 else (1, 0.2)
+        torch.nn.init.normal_(p, mean=mean, std=std)
+        p.data = p.data.to(dtype).float()  # transformers would round its rotation as well
+    deepcopy(theirs).to(dtype).save_pretrained(folder, **how)
+    return theirs
+
+
+def their_logits(theirs, prompt, response):
+    """fp32 logits [R, V] of one response [R] to one prompt [P], by transformers."""
+    return theirs(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+
+
+def same_logits(theirs, ours):
+    tokens = torch.randint(0, 50, (2, 60))
+    P = 20
+    mask = torch.ones(2, 1, 40, dtype=torch.bool)
+    with torch.no_grad():
+        hidden = ours.hidden(tokens[:, :P], torch.tensor([P, P]), tokens[:, None, P:], mask)
+        expected = theirs(tokens).logits[:, P - 1 : -1]
+        return (ours.logits(hidden)[:, 0] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.fixture(params=KINDS)
+def pair(request, tmp_path):
+    return make(request.param, tmp_path / "a"), read_pretrained(tmp_path / "a")
+
+
+def test_the_same_logits_gradients_and_greedy_answers_as_transformers(pair):
+    """Right-padded prompts with a group of responses to each, against each of them alone."""
+    theirs, ours = pair
+    assert same_logits(theirs, ours)
+    prompt = torch.randint(0, 50, (3, 9))
+    prompt_len = torch.tensor([9, 2, 5])
+    response = torch.randint(0, 50, (3, 2, 31))  # as long as Llama 3's rotation matters
+    mask = torch.arange(31) < torch.tensor([31, 7, 20])[:, None, None].expand(3, 2, 1)
+    weight = torch.randn(mask.shape)
+    got = ours(prompt, prompt_len, response, mask, entropy=False)[0]
+    expected = torch.zeros(mask.shape)
+    for b, g in ((b, g) for b in range(3) for g in range(2)):
+        logprobs = their_logits(theirs, prompt[b, : prompt_len[b]], response[b, g]).log_softmax(-1)
+        expected[b, g] = logprobs.gather(-1, response[b, g][:, None])[:, 0]
+    assert torch.allclose(got[mask], expected[mask], atol=1e-4)
+    (got * weight).sum().backward()
+    (expected * mask * weight).sum().backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        wanted = gradients.pop(their_name(name))
+        assert (p.grad - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
+    assert not gradients
+    batch = questions(prompt[:, :2], torch.tensor([2, 2, 2]), 64, eos_id=None)
+    tokens = generate(ours, batch, 1, temperature=0.0).tokens[:, 0]
+    greedy = dict(max_new_tokens=64, do_sample=False, pad_token_id=0)
+    asked = torch.ones(3, 2, dtype=torch.long)
+    theirs.generation_config.eos_token_id = None
+    assert torch.equal(
+        tokens, theirs.generate(prompt[:, :2], attention_mask=asked, **greedy)[:, 2:]
+    )
+
+
+def test_written_and_read_again(pair, tmp_path):
+    """By transformers: the same logits; here: the same bits."""
+    theirs, ours = pair
+    write_pretrained(ours, tmp_path / "b")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").eval()
+    assert type(again) is type(theirs) and again.dtype == torch.float32
+    assert same_logits(again, ours)
+    back = read_pretrained(tmp_path / "b")
+    assert back.config == ours.config
+    for (name, a), b in zip(ours.state_dict().items(), back.state_dict().values()):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("kind", ["tied", "qwen3"])
+def test_bf16_shards_and_old_configs(kind, tmp_path):
+    theirs = make(kind, tmp_path / "a", torch.bfloat16, max_shard_size="12KB")
+    index = tmp_path / "a/model.safetensors.index.json"
+    assert len(list((tmp_path / "a").glob("*.safetensors"))) > 2 and index.is_file()
+    ours = read_pretrained(tmp_path / "a")
+    assert same_logits(theirs, ours) and ours.embed.weight.dtype == torch.float32
+    path = tmp_path / "a/config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    old = {**config, "rope_theta": rope["rope_theta"], "rope_scaling": None}
+    path.write_text(json.dumps({**old, "torch_dtype": "bfloat16"}))
+    assert read_config(tmp_path / "a") == ours.config
+    index.unlink()  # the shards alone will do
+    assert torch.equal(read_pretrained(tmp_path / "a").norm.weight, ours.norm.weight)
+
+
+def test_a_trained_model_is_exported_by_the_command(tmp_path, capsys):
+    config = ModelConfig(50, 64, 2, 4, 2, 32, look_back=False)
+    ours = Model(config).eval()
+    known = {k: v for k, v in vars(config).items() if k not in ("head_dim", "qk_norm")}
+    known.pop("rope_scaling")  # a checkpoint of before it was there
+    checkpoint = {"model": ours.state_dict(), "model_config": known, "stage": "rlvr"}
+    torch.save({**checkpoint, "progress": {}}, tmp_path / "best.pt")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "config.json").write_text('{"eos_token_id": 7}')
+    command = [f"--checkpoint={tmp_path / 'best.pt'}", f"--export={tmp_path / 'out'}"]
+    pretrained.main([*command, f"--tokenizer={source}", "--dtype=bfloat16"])
+    out = tmp_path / "out"
+    assert (out / "tokenizer.json").read_text() == "{}" and end_id(out) == 7
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert theirs.dtype == torch.bfloat16 and theirs.generation_config.eos_token_id == 7
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert same_logits(theirs.eval(), read_pretrained(out))
+    with pytest.raises(BadInput, match="is there already"):
+        pretrained.main(command)
+    with pytest.raises(BadInput, match="look_back"):
+        write_pretrained(Model(ModelConfig(50, look_back=True)), tmp_path / "c")
+    with pytest.raises(BadInput, match="together"):
+        write_pretrained(Model(ModelConfig(50, qkv_bias=True, qk_norm=True)), tmp_path / "c")
+    with pytest.raises(BadInput, match="--export=FOLDER"):
+        pretrained.main([])
+    assert not (tmp_path / "c").exists()
+
+
+# ------------------------------------------------------------------------------------------------
+# Bad input: one sentence that names the field, the file or the tensor
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    make("llama", folder)
+    return folder
+
+
+@pytest.fixture
+def copy(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "copy")
+
+
+def refused(folder, *words, read=read_pretrained):
+    with pytest.raises(BadInput) as caught:
+        read(folder)
+    sentence = str(caught.value)
+    assert all(str(word) in sentence for word in words), sentence
+    assert "\n" not in sentence
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("model_type", "mixtral"),
+        ("model_type", None),
+        ("hidden_act", "gelu"),
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("use_sliding_window", True),
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("auto_map", {"AutoModelForCausalLM": "own.Own"}),
+        ("partial_rotary_factor", 0.5),
+        ("rope_scaling", LINEAR),
+        ("rope_parameters", {**LINEAR, "rope_type": "yarn"}),
+        ("rope_scaling", "linear"),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("hidden_size", "many"),
+        ("hidden_size", -32),
+        ("num_attention_heads", 3),
+        ("num_hidden_layers", 10**6),
+        ("num_hidden_layers", True),
+        ("rms_norm_eps", 0),
+        ("vocab_size", None),
+    ],
+)
+def test_a_config_that_asks_for_something_else(copy, field, value):
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    refused(copy, path)
+
+
+@pytest.mark.parametrize(
+    "change,tensor",
+    [
+        (dict(vocab_size=51), "embed_tokens"),
+        (dict(vocab_size=2**27, hidden_size=2**27), "embed_tokens"),
+        (dict(num_hidden_layers=3), "layers.2."),
+        (dict(num_hidden_layers=1), "layers.1."),
+        (dict(num_key_value_heads=1), "k_proj"),
+        (dict(head_dim=16), "_proj"),
+        (dict(model_type="qwen2"), "q_proj.bias"),
+        (dict(model_type="qwen3"), "q_norm"),
+        (dict(tie_word_embeddings=True), "lm_head"),
+    ],
+)
+def test_a_config_and_tensors_that_disagree(copy, change, tensor):
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    refused(copy, copy, tensor)
+
+
+def test_damaged_weights(copy, tmp_path):
+    path = copy / "model.safetensors"
+    data = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(150):
+        broken = bytearray(data[: rng.choice([0, 7, 900, len(data) // 2, len(data) - 1])])
+        if rng.random() < 0.7:
+            broken = bytearray(data)
+            for _ in range(rng.randrange(1, 4)):
+                broken[rng.randrange(2000)] = rng.randrange(256)
+        path.write_bytes(broken)
+        try:
+            read_pretrained(copy)
+        except BadInput as error:
+            assert str(copy) in str(error)
+    path.write_bytes(data[:-1])
+    refused(copy, path, "damaged")
+    weights = safetensors.load(data)
+    name = "model.norm.weight"
+    for value in (weights[name] * float("nan"), weights[name].double(), weights[name][:3].clone()):
+        safetensors.save_file({**weights, name: value}, path)
+        refused(copy, copy, name)
+    safetensors.save_file({**weights, "extra.weight": weights[name].clone()}, path)
+    refused(copy, "extra.weight")
+    del weights["lm_head.weight"]
+    safetensors.save_file(weights, path)
+    refused(copy, "lm_head.weight", "missing")
+    path.unlink()
+    refused(copy, "no weights")
+    (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    refused(copy, "pytorch_model.bin", "pickled")
+    refused(tmp_path / "nothing", "config.json")
+    (copy / "config.json").write_text('{"model_type": ')
+    refused(copy, "config.json", "JSON")
+
+
+def test_missing_and_doubled_shards(tmp_path):
+    make("llama", tmp_path, max_shard_size="12KB")
+    index = tmp_path / "model.safetensors.index.json"
+    shard = sorted(tmp_path.glob("model-*"))[1]
+    kept = shard.read_bytes()
+    shard.unlink()
+    refused(tmp_path, index, shard.name)
+    index.unlink()
+    refused(tmp_path, "missing")
+    shard.write_bytes(kept)
+    (tmp_path / "model-twice.safetensors").write_bytes(kept)
+    refused(tmp_path, "another file")
+    for text in ('{"weight_map": {"a": "../../../etc/passwd"}}', '{"weight_map": 3}', "{}"):
+        index.write_text(text)
+        refused(tmp_path, index)
+
+
+def test_without_the_package_safetensors(good, monkeypatch):
+    for name in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    refused(good, "pip install safetensors")
+
+
+# ------------------------------------------------------------------------------------------------
+# Tokenizers
+
+PRE = tokenizers.pre_tokenizers
+BYTE_LEVEL = PRE.ByteLevel(add_prefix_space=False)
+
+
+def split(pattern):
+    cut = PRE.Split(tokenizers.Regex(pattern), "isolated")
+    return PRE.Sequence([cut, PRE.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+STYLES = {
+    "gpt2": BYTE_LEVEL,
+    "smollm2": PRE.Sequence([PRE.Digits(individual_digits=True), BYTE_LEVEL]),
+    "digits together": PRE.Sequence([PRE.Digits(individual_digits=False), BYTE_LEVEL]),
+    "llama 3": split(SPLITS[0]),
+    "qwen": split(SPLITS[1]),
+}
+PIECES = (
+    "hello, world's DON'T 12 3456789 ½ ² \u00a0 \n \r\n \t é e\u0301 ſ K 日本語 한국 \u1112\u1161 "
+    "🙂 <|end|> <tool> #12 :: .:.: việc Ġ ... ==== \x00 \x04 \u2028 \ufeff ß the a 'll"
+).split(" ")
+PIECES += [" ", "  ", "\n\n  ", " the", " a", "\r\n\r\n", "\u00a0 "]
+
+
+def fuzzed(n):
+    """Texts of words, spaces, signs and any characters."""
+    rng = random.Random(0)
+    letters = [c for c in map(chr, range(0x2FFF)) if c.isprintable()]
+    for _ in range(n):
+        parts = rng.choices(PIECES, k=rng.randrange(1, 14)) + rng.choices(letters, k=2)
+        rng.shuffle(parts)
+        yield "".join(parts)
+
+
+def train(style, folder, alphabet=True, normalizer=None, size=600):
+    """Trains a tokenizer with the package tokenizers, and writes it. Returns it."""
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = STYLES[style]
+    theirs.normalizer = normalizer
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    initial = PRE.ByteLevel.alphabet() if alphabet else []
+    how = dict(special_tokens=["<|end|>"], initial_alphabet=initial, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, **how)
+    theirs.train_from_iterator(fuzzed(300), trainer)
+    theirs.add_tokens(["<tool>"])
+    folder.mkdir(exist_ok=True)
+    theirs.save(str(folder / "tokenizer.json"))
+    return theirs
+
+
+def as_text(folder):
+    """The tokenizer in a folder, with no added tokens that it would look for in texts."""
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    return tokenizers.Tokenizer.from_str(json.dumps({**parts, "added_tokens": []}))
+
+
+def compare(folder, texts):
+    ours = read_tokenizer(folder)
+    theirs = as_text(folder)
+    for text in texts:
+        ids = ours.encode_ordinary(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+        assert not set(ids) & set(ours.special.values())
+        if not ours.missing and not ours.nfc:
+            assert ours.decode(ids) == text
+    return ours
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_same_ids_as_tokenizers(style, tmp_path):
+    theirs = train(style, tmp_path)
+    ours = compare(tmp_path, fuzzed(400))
+    assert ours.special == {"<|end|>": 0, "<tool>": 600} and ours.n_vocab == 601
+    assert ours.decode([0, 600]) == "<|end|><tool>"
+    assert theirs.encode("a<|end|><tool>").ids[1:] == [0, 600]  # there, text can spell them
+    assert ours.decode([10**6]) == "\ufffd" and ours.encode_ordinary("\ud800") != []
+
+
+def test_bytes_that_are_no_token_are_left_out(tmp_path):
+    train("smollm2", tmp_path, alphabet=False)
+    assert 0x01 in compare(tmp_path, fuzzed(400)).missing
+    compare(tmp_path, ["a\x01b", ".\x01.", "\x01", "\U0004ffff x", "=\x02=\x01=="])
+
+
+def test_nfc_comes_before_encoding(tmp_path):
+    train("qwen", tmp_path, normalizer=tokenizers.normalizers.NFC())
+    ours = compare(tmp_path, fuzzed(400))
+    assert ours.decode(ours.encode_ordinary("e\u0301")) == "é"
+
+
+def test_ids_that_are_not_in_the_order_of_merges(tmp_path):
+    train("gpt2", tmp_path)
+    path = tmp_path / "tokenizer.json"
+    parts = json.loads(path.read_text())
+    vocab = parts["model"]["vocab"]
+    ids = [i for i in range(600) if i]
+    random.Random(0).shuffle(ids)
+    parts["model"]["vocab"] = {word: i and ids[i - 1] for word, i in vocab.items()}
+    parts["model"]["merges"] = [" ".join(pair) for pair in parts["model"]["merges"]]  # as of old
+    path.write_text(json.dumps(parts))
+    compare(tmp_path, fuzzed(400))
+
+
+def bpe(folder, merges, **model):
+    """Writes a tokenizer of the 256 bytes and merges, given as lists of two."""
+    folder.mkdir(exist_ok=True)
+    words = sorted(PRE.ByteLevel.alphabet()) + [left + right for left, right in merges]
+    vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    parts = dict(type="BPE", vocab=vocab, merges=merges, **model)
+    sequence = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    json.dump(
+        dict(version="1.0", model=parts, added_tokens=[], pre_tokenizer=sequence),
+        open(folder / "tokenizer.json", "w"),
+    )
+
+
+def test_merges_in_any_order(tmp_path):
+    """
+    tokenizers merges the pairs it is told, tiktoken what is a token together: random merges of few
+    letters, many of which are never used, several for one token, some of which come too early.
+    """
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abc", k=rng.randrange(1, 12))) for _ in range(300)]
+    for _ in range(60):
+        words = list("abc")
+        merges = []
+        for _ in range(12):
+            pair = [rng.choice(words), rng.choice(words)]
+            if pair not in merges and len("".join(pair)) < 7:
+                merges.append(pair)
+                words.append("".join(pair))
+        bpe(tmp_path, merges)
+        compare(tmp_path, texts)
+
+
+def test_every_pair_told(tmp_path):
+    """Llama 3's merges list each two tokens that are a third; words that are tokens are whole."""
+    tokens = ["ab", "bc", "abc", "cc", "abcc", "xyz", "aa", "aaa"]
+    known = set("abcxyz") | set(tokens)
+    merges = [
+        [token[:i], token[i:]]
+        for token in tokens
+        for i in range(1, len(token))
+        if token[:i] in known and token[i:] in known
+    ]
+    bpe(tmp_path, merges, ignore_merges=True)
+    path = tmp_path / "tokenizer.json"
+    parts = json.loads(path.read_text())
+    parts["model"]["vocab"]["xyz"] = 400  # made by no merge
+    path.write_text(json.dumps(parts))
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abcxyz", k=rng.randrange(1, 9))) for _ in range(500)]
+    compare(tmp_path, [*texts, "xyz", "axyz", "xyz xyz"])
+    bpe(tmp_path, [["a", "b"], ["ab", "c"], ["b", "c"]], ignore_merges=True)
+    refused(tmp_path, "ignore_merges", read=read_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"model": {"type": "Unigram", "vocab": []}}, "'Unigram'"),
+        ({"model": {"type": "WordPiece"}}, "'WordPiece'"),
+        ({"byte_fallback": True}, "byte_fallback"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
+        ({"pre_tokenizer": {"type": "Metaspace", "replacement": "▁"}}, "Metaspace"),
+        ({"pre_tokenizer": None}, "pre_tokenizer"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
+        ({"normalizer": {"type": "Lowercase"}}, "'Lowercase'"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}]}},
+            "'Prepend'",
+        ),
+        ({"vocab": {}}, "not what the package"),
+        ({"merges": [["a"]]}, "not what the package"),
+        ({"merges": [["q", "zzzz"]]}, "not what the package"),
+        ({"added_tokens": 3}, "not what the package"),
+        ({"model": None}, "not what the package"),
+    ],
+)
+def test_other_kinds_of_tokenizers(change, words, tmp_path):
+    train("gpt2", tmp_path, size=300)
+    path = tmp_path / "tokenizer.json"
+    parts = json.loads(path.read_text())
+    for key, value in change.items():
+        (parts["model"] if key in parts["model"] else parts)[key] = value
+    path.write_text(json.dumps(parts))
+    refused(tmp_path, path, words, read=read_tokenizer)
+
+
+def test_split_patterns_that_are_not_known(tmp_path):
+    theirs = train("qwen", tmp_path, size=300)
+    theirs.pre_tokenizer = split(r"\w+|\W+")
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    refused(tmp_path, "pre_tokenizer", read=read_tokenizer)
+
+
+def test_the_id_that_ends_a_text(tmp_path):
+    refused(tmp_path, "eos_token_id", read=end_id)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+    assert end_id(tmp_path) == 3
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 3]}')
+    assert end_id(tmp_path) == 5
+
+
+def test_the_same_ids_on_bytesized32(tmp_path, shared):
+    with gzip.open(shared / "data" / "bytesized32" / "test.jsonl.gz", "rt") as file:
+        texts = [line[:2000] for line, _ in zip(file, range(200))]
+    train("llama 3", tmp_path, size=1000)
+    compare(tmp_path, texts)
