@@ -76,14 +76,14 @@ def read_config(folder):
         raise BadInput(f"{path}: {field} is {value!r}; what is computed here is {instead}")
 
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in list(FAMILIES):
         refuse("model_type", kind, " or ".join(FAMILIES))
     for field, only in ONLY.items():
         if config.get(field, only) not in (None, only):
             refuse(field, config[field], f"only {only!r}")
-    for layer in config.get("layer_types") or ():
-        if layer != "full_attention":
-            refuse("layer_types", layer, "only 'full_attention'")
+    layer_types = config.get("layer_types") or []
+    if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
+        refuse("layer_types", layer_types, "only 'full_attention'")
 
     # older files have rope_theta and rope_scaling, newer ones both in rope_parameters
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}

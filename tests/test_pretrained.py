@@ -248,6 +248,27 @@ def test_a_config_and_tensors_that_disagree(copy, change, tensor):
     refused(copy, copy, tensor)
 
 
+ODD = [None, [], {}, "x", -1, 1e30, 0, True, [1], {"type": 3}, {"type": "Sequence"}, [[]], [{}]]
+
+
+def test_odd_values_in_any_field_are_one_sentence_or_none(tmp_path):
+    make("qwen3", tmp_path)
+    train("smollm2", tmp_path, size=300)
+    for name, read in (("config.json", read_config), ("tokenizer.json", read_tokenizer)):
+        path = tmp_path / name
+        good = json.loads(path.read_text())
+        parts = [good, good["model"]] if "model" in good else [good, good["rope_parameters"]]
+        for part in parts:
+            for key, kept in list(part.items()):
+                for part[key] in ODD:
+                    path.write_text(json.dumps(good))
+                    try:
+                        read(tmp_path)
+                    except BadInput as error:
+                        assert name in str(error)
+                part[key] = kept
+
+
 def test_damaged_weights(copy, tmp_path):
     path = copy / "model.safetensors"
     data = path.read_bytes()
