@@ -205,7 +205,7 @@ def open_tensors(folder):
         names = [whole.name]
     elif index.is_file():
         shards = read_json(index).get("weight_map")
-        shards = set(shards.values()) if isinstance(shards, dict) else {None}
+        shards = set(map(str, shards.values())) if isinstance(shards, dict) else {None}
         missing = [name for name in shards if name not in names]
         if missing:
             raise BadInput(f"{index} names a file that is missing: {missing[0]}; download it again")
