@@ -97,7 +97,8 @@ class Browser:
 
     def run(self, script):
         """The value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=1)
+        how = dict(awaitPromise=True, returnByValue=True)
+        found = self.call("Runtime.evaluate", expression=script, **how)
         if "exceptionDetails" in found:
             raise RuntimeError(f"{script}: {found['exceptionDetails']}")
         return found["result"].get("value")

@@ -14,7 +14,7 @@ import math
 import secrets
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -82,20 +82,23 @@ class Play:
 
     def world(self, name):
         """A world, loaded again where it, or its tokenizer, has been made anew."""
-        asked_for = one_of("world", name, self.folders())
-        folder = read_meta(self.folders()[asked_for])[0]
+        folders = self.folders()
+        folder = read_meta(folders[one_of("world", name, list(folders))])[0]
         parts = folder / "meta.json", Path(OUT, f"{folder.name}-tokenizer", "best.pt")
         made = [part.stat().st_mtime_ns for part in parts if part.is_file()]
         if self.loaded.get(name, (None,))[0] != made:
-            task = self.config.task if self.folders()[name] == self.config.world else ""
-            self.loaded[name] = made, load_world(self.folders()[name], self.device, task)
+            task = self.config.task if folders[name] == self.config.world else ""
+            self.loaded[name] = made, load_world(folders[name], self.device, task)
         return self.loaded[name][1]
 
     def start(self, request):
-        """A new place: request["world"], and request["number"] of the table, game or record."""
+        """A place in request["world"]: the table, game or record of request["number"]."""
         number = request.get("number")
         if type(number) is not int or not 0 <= number < 2**31:
             raise BadInput("a place has a whole number, from 0 on")
+        config = self.config
+        if request.get("temperature") == 1:
+            config = replace(config, temperature=1.0)
         world = self.world(request.get("world"))
         models = {}
         notes = []
@@ -111,7 +114,7 @@ class Play:
                 notes.append(str(error))
         domain = read_meta(world.folder)[1]["domain"]
         kind = Drive if hasattr(world, "episodes") else Read
-        place = kind(world, domain, models, number, self.config)
+        place = kind(world, domain, models, number, config)
         key = secrets.token_hex(8)
         self.places[key] = place
         for old in list(self.places)[:-PLACES]:
