@@ -104,12 +104,12 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, script, seconds=15):
-        """Waits until an expression is true, and returns its value."""
+        """Waits until an expression is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            value = self.run(script)
+            value = self.run(f"!!({script})")
             if value:
-                return value
+                return
             time.sleep(0.02)
         raise TimeoutError(script)
 

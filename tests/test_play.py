@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         make_world(folder, "data/one", 1, 0)
         make_world(folder, "data/many", 4, 8)
-        for name, dynamics in (("one", 0), ("many", 8)):
+        for name in ("one", "many"):
             (folder / f"out/data/{name}-tokenizer").rename(folder / f"out/{name}-tokenizer")
         for split in ("train", "val", "test"):
             (folder / "data/robot" / split).mkdir(parents=True)
