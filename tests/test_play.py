@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -327,6 +328,31 @@ def test_requests_that_are_not_ours(server):
     assert ask(server, "step", id=key, move=STILL)["since"] == 1
 
 
+def test_what_to_run_first(server, folder):
+    """A world without tokenizer, without models, with a model of another world."""
+    bare = folder / "data/bare"
+    bare.mkdir()
+    about = json.loads((folder / "data/one/meta.json").read_text())
+    (bare / "meta.json").write_text(json.dumps({**about, "episodes": "../one"}))
+    assert "bare" in ask(server, "worlds")["worlds"]
+    status, found = send(server, "/start", dict(world="bare", number=0))
+    assert status == 400 and "python tokenizer_vq.py --world=" in json.loads(found)["error"]
+    (folder / "out/one-tokenizer").rename(folder / "out/bare-tokenizer")
+    try:
+        found = ask(server, "start", world="bare", number=0)
+        assert set(found["frames"]) == {"truth", "tokenizer"}
+        assert "python train_mle.py" in found["notes"][0]
+        assert "python train_rlvr.py" in found["notes"][1]
+        server.play.config.mle = "textgame-mle"
+        assert "is of another world" in ask(server, "start", world="bare", number=0)["notes"][0]
+    finally:
+        (folder / "out/bare-tokenizer").rename(folder / "out/one-tokenizer")
+    (bare / "meta.json").write_text("{")
+    status, found = send(server, "/start", dict(world="bare", number=0))
+    assert status == 400 and "damaged" in json.loads(found)["error"]
+    shutil.rmtree(bare)
+
+
 def test_other_origins_and_hosts_cannot_act(server):
     port = server.server_port
     own = f"http://127.0.0.1:{port}"
@@ -391,6 +417,16 @@ def test_in_a_browser(server, folder, tmp_path):
         moved = browser.run("place.hand")
         assert abs(moved[0] - x) == pytest.approx(0.1) and moved[1] == y
         assert browser.run("document.querySelectorAll('.strip img').length") == 4
+        # the gripper goes where the mouse is held down
+        box = browser.run(
+            "(({x, y, width}) => [x, y, width])($('lanes').querySelector('img')"
+            ".getBoundingClientRect())"
+        )
+        where = dict(x=box[0] + box[2] / 2, y=box[1] + 0.6 * box[2], button="left", clickCount=1)
+        browser.call("Input.dispatchMouseEvent", type="mousePressed", **where)
+        browser.wait("Math.hypot(place.hand[0] - 0.5, place.hand[1] - 0.6) < 0.01")
+        browser.call("Input.dispatchMouseEvent", type="mouseReleased", **where)
+        browser.wait("!target && !busy")
         browser.key("t", "t")
         browser.wait("place.since === 0")
 
