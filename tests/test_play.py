@@ -178,13 +178,13 @@ def test_a_record_is_followed_until_it_is_left(page):
     page.step(dict(id=key, move=None))
     left = page.step(dict(id=key, move=[1, 0, 0, -1]))
     assert set(left["frames"]) == {"MLE", "RLVR"} and not left["scores"]
-    with pytest.raises(BadInput, match="ends here"):
+    with pytest.raises(BadInput, match="the record ends here"):
         page.step(dict(id=key, move=None))
     for _ in range(30):  # past several horizons, and past the oldest context
         page.step(dict(id=key, move=[0, 1, 0, -1]))
     again = page.set(dict(id=key))
     assert set(again["frames"]) == {"truth", "tokenizer", "MLE", "RLVR"}
-    with pytest.raises(BadInput, match="ends here"):
+    with pytest.raises(BadInput, match="the record ends here"):
         for _ in range(30):
             page.step(dict(id=key, move=None))
 
