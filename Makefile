@@ -1,5 +1,5 @@
-# make demo | make demo WORLD=webnav | make demo WORLD=robot | make seeds | make bench | make test |
-# make soak: everything else is set up on the way (python 3.11 or later with venv is all they need).
+# make demo | make demo WORLD=webnav | make demo WORLD=robot | make seeds | make play | make bench |
+# make test | make soak: everything else is set up on the way (python 3.11 or later with venv is all they need).
 # WORLD is the name of any page in runs/.
 WORLD ?= textgame
 PYTHON ?= python3
@@ -13,7 +13,7 @@ name = $(WORLD)$(if $(CHANCE),-$(CHANCE))
 others = $(foreach s,$(SEEDS),$(name)-seed$(s)-results)
 results = $(subst $(eval ) ,$(comma),$(name)-results $(others))
 
-.PHONY: demo seeds bench test soak clean
+.PHONY: demo seeds play bench test soak clean
 
 # data, maximum likelihood, reinforcement learning, its rival, the table
 demo: .venv/installed
@@ -23,6 +23,10 @@ demo: .venv/installed
 seeds: .venv/installed
 	for s in $(SEEDS); do $(PAGE) $$s || exit 1; done
 	$(RUN) evaluate.py --average=$(results)
+
+# worlds and runs in the browser; make play ARGS=--world=data/mine
+play: .venv/installed
+	$(RUN) use/play.py $(ARGS)
 
 # speed and memory; make bench ARGS=--peer=hf,trl runs others beside (they are installed then)
 bench: .venv/installed
