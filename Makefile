@@ -1,5 +1,6 @@
 # make demo | make demo WORLD=webnav | make demo WORLD=robot | make seeds | make play | make bench |
-# make test | make soak: everything else is set up on the way (python 3.11 or later with venv is all they need).
+# make test | make soak: everything else is set up on the way (python 3.11 or later with venv is all
+# they need).
 # WORLD is the name of any page in runs/.
 WORLD ?= textgame
 PYTHON ?= python3
