@@ -1,5 +1,6 @@
 """
-The lesson's figure and table from its cells: docs/lesson.svg and docs/results/lesson.json.
+The lesson's table and, of two shares of chance or more, its figure, from its cells:
+docs/results/lesson.json and docs/lesson.svg.
 
     python docs/lesson.py                 from the cells in docs/results/lesson
     python docs/lesson.py 0.5-long-0      first takes in this cell, which runs/lesson.sh left in out
@@ -173,7 +174,7 @@ def main(names):
     if not table:
         sys.exit(f"error: there is no cell in {CELLS}: bash runs/lesson.sh 0.5 0")
     write_table(table)
-    if any(kind == "long" for _, kind in table):
+    if sum(kind == "long" for _, kind in table) > 1:
         write_figure(table)
 
 
