@@ -517,8 +517,8 @@ class Run:
             self.tell(f"step {self.step}: {wrong}; update skipped ({self.skipped} so far)")
         if self.skipped_in_a_row == 3:
             where = f"{wrong}; training records {', '.join(map(str, records()))}"
-            remedy = "go on with --resume and a lower --lr, or with --dtype=float32"
-            raise BadInput(f"3 updates in a row were not finite ({where}); {remedy}")
+            remedy = f"go on from {self.folder}/last.pt with --resume and a lower --lr"
+            raise BadInput(f"3 updates in a row were not finite ({where}); {remedy}, or in float32")
         return not wrong
 
 

@@ -154,11 +154,15 @@ def test_average_over_training_seeds(tmp_path, capsys):
         }
         for row in rows.values():
             row["work"] = 2e5 * row["seconds"] + 1e6 * seed
-        results = {"scale": {"accuracy": 100, "task": 1}, "rows": rows}
+        results = {"scale": {"accuracy": 100, "task": 1}, "rows": rows, "headline": "accuracy"}
+        gap = [0.02 * seed, -0.01, 0.05]
+        results["differences"] = {"RLVR": {"MLE": {"accuracy": gap, "task": gap}}}
         (tmp_path / str(seed) / "results.json").write_text(json.dumps(results))
     evaluate.main(["--average=0,1,2", f"--out={tmp_path}"])
     table = []
-    for line in capsys.readouterr().out.splitlines():
+    printed = capsys.readouterr().out
+    assert "RLVR − MLE in accuracy: 2.000 ± 2.000 (+0.00, +2.00, +4.00)" in printed
+    for line in printed.splitlines():
         if line.startswith("| "):
             table.append([cell.strip() for cell in line.split("|")[1:-1]])
     assert table == [

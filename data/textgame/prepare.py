@@ -188,8 +188,8 @@ class Writer:
             outcomes = [[p, write(difference)] for p, difference in t["outcomes"] or ()]
         except (ValueError, TypeError, KeyError) as error:
             raise BadInput(
-                f"{t['where']}: the transition cannot be written down ({error}); remove the record "
-                f"or mend it"
+                f"{t['where']}: the transition cannot be written down ({str(error)[:300]}); remove "
+                f"the record or mend it"
             ) from None
         number = self.numbers[key]
         record = {
