@@ -136,6 +136,15 @@ def test_any_state_and_difference_round_trip(before, after, score, data):
     check_round_trip(state, 9, "some game", difference, defaults)
 
 
+def test_false_and_zero_are_kept_apart_inside_lists():
+    """Guards against an object that is called unchanged because False == 0."""
+    cup = dict(uuid=0, name="cup", type="Cup", contains=[], properties={"t": [False, 1]})
+    state = [cup, {"score": 0, "gameOver": False, "gameWon": False}]
+    other = {**cup, "properties": {"t": [0, True]}}
+    difference = {"modified": [other], "removed": [], "score": {}}
+    check_round_trip(state, 1, "some game", difference, {})
+
+
 BAD_ANSWERS = [
     "",
     " ",

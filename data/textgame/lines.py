@@ -255,14 +255,18 @@ def write_difference(difference, state, defaults):
     raise ValueError(f"a difference that the compact language cannot express: {text[:80]!r}")
 
 
+def essence_of(item):
+    return json.dumps(item, sort_keys=True)
+
+
 def essence(difference, state):
     """What a difference says, in a form that can be compared: True, 1 and 1.0 are kept apart."""
-    current = {item["uuid"]: json.dumps(item, sort_keys=True) for item in state[:-1]}
+    current = {item["uuid"]: essence_of(item) for item in state[:-1]}
     removed = set(difference["removed"])
     modified = {}
     for item in difference["modified"]:
         if item["uuid"] not in removed:
-            modified[item["uuid"]] = json.dumps(item, sort_keys=True)
+            modified[item["uuid"]] = essence_of(item)
     changed = {uuid: text for uuid, text in modified.items() if text != current.get(uuid)}
     return changed, removed, json.dumps(difference["score"], sort_keys=True)
 
@@ -553,6 +557,9 @@ def read_lines(lines, state, defaults):
         item["contains"] = resolve(item["contains"], names)
     modified = []
     for uuid, item in items.items():
-        if item != current.get(uuid) and uuid not in removed:
+        old = current.get(uuid)
+        # False == 0, but what a line has said of an object is kept apart
+        said = f"#{uuid}" in seen and essence_of(item) != essence_of(old)
+        if (said or item != old) and uuid not in removed:
             modified.append(item)
     return {"modified": modified, "removed": removed, "score": score}
