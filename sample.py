@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from data import load_world
+from data.text import marked
 from data.world import SPLITS
 from evaluate import checkpoint_path, load_model
 from generate import generate
@@ -43,6 +44,8 @@ class Config:
 
 
 SMOKE = dict(number=2)
+# colours and signs of lines
+MARKS = {"right": (32, "✓"), "wrong": (31, "✗"), "missing": (33, "·")}
 
 
 def answers(path, world, batch, config):
@@ -80,7 +83,8 @@ def show(world, config):
     names = list(dict.fromkeys([first, *(name for _, name in world.terms(world.reward))]))
     scores = world.score(batch, tokens, names)
 
-    def paint(color, text):
+    def paint(color, *words):
+        text = " ".join(words)
         return f"\033[{color}m{text}\033[0m" if config.color else text
 
     how = f"T={config.temperature:g}" if config.temperature else "greedy"
@@ -90,14 +94,8 @@ def show(world, config):
         print(paint(2, record.get("state", "").rstrip("\n")))
         print(paint(1, record["prompt"].rstrip("\n")))
         perfect = answer is not None and world.is_perfect(config.split, index, answer)
-        truth = record["response"].split("\n")
-        predicted = ["(no end)"] if answer is None else answer.split("\n")
-        for line in predicted:
-            right = perfect or line in truth
-            print("  " + (paint(32, f"✓ {line}") if right else paint(31, f"✗ {line}")))
-        for line in truth:
-            if line not in predicted and not perfect:
-                print("  " + paint(33, f"· {line}"))
+        for mark, line in marked(answer, record["response"], perfect):
+            print("  " + paint(*MARKS[mark], line))
         values = ", ".join(f"{name} {score[n, 0]:.2f}" for name, score in scores.items())
         print(f"{values}\n{'-' * 60}")
 

@@ -245,6 +245,17 @@ def score_answer(task, answer, truth, names):
     return scores
 
 
+def marked(answer, true, perfect):
+    """
+    [(mark, line)] of an answer beside the true one: each line is "right" or "wrong", however lines
+    are put, and what is not said is "missing". None: an answer that never ended.
+    """
+    said = ["(no end)"] if answer is None else answer.split("\n")
+    true = true.split("\n")
+    marks = [("right" if perfect or line in true else "wrong", line) for line in said]
+    return marks + [("missing", line) for line in true if line not in said and not perfect]
+
+
 # ------------------------------------------------------------------------------------------------
 # The world
 
@@ -601,9 +612,6 @@ class TextWorld(World):
                     value[answer] += (n - (answer == other)) * reward / max(1, len(answers) - 1)
             rows.append([value.get(answer, float("-inf")) for answer in answers])
         return torch.tensor(rows, dtype=torch.float32, device=self.device)
-
-    def median(self, batch, tokens, names):
-        """None: texts have no median."""
 
     def is_perfect(self, split, index, answer):
         """Whether an answer is as good as the true one by the first metric of the task."""

@@ -9,7 +9,6 @@ import unicodedata
 from itertools import groupby
 from pathlib import Path
 
-import regex
 import tiktoken
 
 from common import BadInput
@@ -45,6 +44,8 @@ class Tokenizer:
     def __init__(self, tokens, special, pattern, nfc):
         self.special = special
         self.nfc = nfc
+        import regex  # comes with tiktoken
+
         self.pattern = regex.compile(pattern)
         self.ids = [i for _, i in tokens]
         self.bytes = {i: text.encode() for text, i in special.items()}

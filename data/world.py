@@ -290,6 +290,9 @@ class World:
             if getattr(config, name, None) != getattr(type(config), name, None):
                 raise BadInput(f"--{name} says nothing of the world {self.name}: leave it out")
 
+    def median(self, batch, tokens, names):
+        """None: such answers have no median."""
+
     def better(self, name):
         """1 if more of a metric is better, -1 if less is."""
         return self.metrics[name].better

@@ -171,7 +171,7 @@ def test_true_answers_promise_what_happens(worlds, name):
             else:
                 told = games.step(place.game, action)[1]["diff"]
                 told = json.loads(json.dumps(told))
-                answer = lines.write_difference(told, place.state(), place.defaults)
+                answer = lines.write_difference(told, place.game.state(), place.defaults)
             assert plan.promise(place, answer) == place.after(action).value()
             ranks.add(place.after(action).value())
     assert len(ranks) >= 4
@@ -344,12 +344,12 @@ def test_worlds_in_which_nobody_can_act_get_one_sentence(folders, tmp_path):
     (tmp_path / "robot" / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(BadInput, match="web shop and in text games"):
         plan.main([f"--world={tmp_path / 'robot'}"])
-    with pytest.raises(BadInput, match="--shop"):
-        plan.main([f"--world={folders / 'webnav'}", "--shop=1", "--device=cpu"])
-    # of the domain, but other games
-    (tmp_path / "other").mkdir()
-    for file in (folders / "textgame").iterdir():
-        text = file.read_text().replace('"kind": "baking"', '"kind": "boil-water"')
-        (tmp_path / "other" / file.name).write_text(text)
-    with pytest.raises(BadInput, match="procedural games"):
-        plan.main([f"--world={tmp_path / 'other'}", "--device=cpu"])
+    # of the domain, but other pages and other games
+    shop = "webnav", "link '", "no '", "simulated shop"
+    game = "textgame", '"baking"', '"boil-water"', "procedural games"
+    for world, old, new, message in (shop, game):
+        (tmp_path / world).mkdir()
+        for file in (folders / world).iterdir():
+            (tmp_path / world / file.name).write_text(file.read_text().replace(old, new))
+        with pytest.raises(BadInput, match=message):
+            plan.main([f"--world={tmp_path / world}", "--device=cpu"])

@@ -218,7 +218,7 @@ def test_marks(page):
     key = page.start(dict(world="textgame", number=7))["id"]
     read = page.places[key]
     page.step(dict(id=key, line="wait"))
-    state = read.place.state()
+    state = read.place.game.state()
     truth = Truth(state, state, read.place.defaults)
     assert read.judge("same", "same", truth)["lines"] == [("right", "same")]
     marks = read.judge("#0 isOpen\nnonsense", "same", truth)["lines"]

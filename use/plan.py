@@ -40,7 +40,6 @@ from generate import imagine
 @dataclass
 class Config:
     world: str = "webnav"  # a folder, or its name under data/: the web shop or text games
-    shop: int = option(0, 0, 2**31)  # web shop: the --seed that its prepare.py was given
     name: str = ""  # results go to out/<name>; empty: <world>-plan
     # runs, by name, or checkpoint files; of several the best on validation
     mle: str = ""  # stage 1; empty: <world>-mle
@@ -104,10 +103,9 @@ class Visit:
 
 def visits(world, config):
     """The starts: first pages of visits with an empty cart, each with a product in stock."""
-    this = shop.make_shop(config.shop)
-    page = world.records["train"][0].get("state", "")
-    if not all(f"link '{name}'" in page for name in this.categories):
-        raise BadInput(f"{world.folder} is not the simulated shop of seed {config.shop}: --shop")
+    this = shop.find_shop(world.records["train"][0].get("state", ""))
+    if this is None:
+        raise BadInput(f"{world.folder} is no simulated shop of a --seed below 100: name one")
     for number in range(config.starts):
         rng = random.Random(f"plan {config.seed} {number}")
         state = replace(shop.first_state(this, rng), cart=())
@@ -132,12 +130,9 @@ class Play:
     defaults: dict  # {type: {property: value}}, which the lines leave out
     habit: Counter  # the data's actions, with types in place of names
 
-    def state(self):
-        return [*self.game.copy().objects.values(), dict(self.game.score)]
-
     def text(self):
-        kind = type(self.game).__name__.lower()
-        return lines.write_state(kind, self.state(), self.game.uuid_base, self.defaults)
+        game = self.game
+        return lines.write_state(game.kind, game.state(), game.uuid_base, self.defaults)
 
     def value(self):
         return rank(self.game.score)
@@ -157,7 +152,7 @@ class Play:
 
     def promised(self, answer):
         """The value of the state that an answer leads to. ValueError and so on: to none."""
-        truth = Truth(self.state(), None, self.defaults)
+        truth = Truth(self.game.state(), None, self.defaults)
         return rank(read(answer, truth).next_state[-1])
 
 
@@ -174,8 +169,7 @@ def plays(world, config):
     for number in range(config.starts):
         walk = games.walk(number, f"plan {config.seed}", config.chance)
         game = random.Random(f"plan {config.seed} {number}").choice(walk)
-        kind = type(game).__name__.lower()
-        yield Play(game, world.shared["defaults"].get(kind, {}), habits[kind])
+        yield Play(game, world.shared["defaults"].get(game.kind, {}), habits[game.kind])
 
 
 # ------------------------------------------------------------------------------------------------

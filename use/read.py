@@ -9,17 +9,17 @@ The truth is the game or the shop and, in worlds of your own, a test record.
 """
 
 import random
-import statistics
 
 import torch
 
 from common import BadInput
-from data.text import EXPECTED, score_answer
+from data.text import EXPECTED, marked, score_answer
 from data.textgame import games, lines
 from data.textgame.task import Truth
 from data.webnav import shop
 from generate import generate
 from rewards import apply_difference
+from train_rlvr import group_advantages
 from use.drive import asked
 
 GROUP = 5  # samples of a group that is shown
@@ -31,14 +31,11 @@ class Game:
 
     def __init__(self, world, number, seed):
         self.game, _ = games.begin(number, f"play {seed}", 0.5)
-        self.kind = type(self.game).__name__.lower()
-        self.defaults = world.shared["defaults"].get(self.kind, {})
-
-    def state(self):
-        return [*self.game.copy().objects.values(), dict(self.game.score)]
+        self.defaults = world.shared["defaults"].get(self.game.kind, {})
 
     def text(self):
-        return lines.write_state(self.kind, self.state(), self.game.uuid_base, self.defaults)
+        game = self.game
+        return lines.write_state(game.kind, game.state(), game.uuid_base, self.defaults)
 
     def actions(self):
         """Those that change something, and to wait."""
@@ -55,7 +52,7 @@ class Game:
         action = known.get(lines.long_ids(line))
         if action is None:
             return None
-        state = self.state()
+        state = self.game.state()
         self.game, told = games.step(self.game, action)
         answer = lines.write_difference(told["diff"], state, self.defaults)
         return answer, Truth(state, apply_difference(state, told["diff"]), self.defaults)
@@ -135,10 +132,11 @@ class Read:
         kinds = {kind.__name__.lower() for kind in games.KINDS}
         if domain == "textgame" and self.world.strata["train"].keys() <= kinds:
             return Game(self.world, number, seed)
-        page = self.world.records["train"][0].get("state", "")
-        for this in map(shop.make_shop, range(100) if domain == "webnav" else ()):
-            if all(f"link '{name}'" in page for name in this.categories):
-                return Visit(this, number, seed)
+        this = None
+        if domain == "webnav":
+            this = shop.find_shop(self.world.records["train"][0].get("state", ""))
+        if this:
+            return Visit(this, number, seed)
         return Page(self.world, number)
 
     def view(self):
@@ -169,12 +167,9 @@ class Read:
             raise BadInput("there is nothing to sample yet: act first")
         samples = self.ask(request["label"], GROUP, 1.0)
         if self.last[1] is not None:
-            rewards = [sample["reward"] for sample in samples]
-            mean = statistics.fmean(rewards)
-            spread = statistics.stdev(rewards) + 1e-6
-            equal = max(rewards) - min(rewards) <= 1e-6 * max(1, abs(mean))
-            for sample in samples:
-                sample["advantage"] = 0.0 if equal else (sample["reward"] - mean) / spread
+            rewards = torch.tensor([[sample["reward"] for sample in samples]])
+            for sample, advantage in zip(samples, group_advantages(rewards)[0].tolist()):
+                sample["advantage"] = advantage
         return dict(samples=samples)
 
     def ask(self, label, n, temperature):
@@ -184,7 +179,8 @@ class Read:
         rollout = generate(self.models[label], batch, n, temperature, self.random)
         (answers,) = self.world.decode(batch, rollout.tokens)
         if response is None:  # nobody knows what happens
-            return [dict(lines=[("", line) for line in unended(a)]) for a in answers]
+            told = (["(no end)"] if answer is None else answer.split("\n") for answer in answers)
+            return [dict(lines=[("", line) for line in said]) for said in told]
         return [self.judge(answer, response, truth) for answer in answers]
 
     def judge(self, answer, response, truth):
@@ -197,14 +193,5 @@ class Read:
         if answer is not None:
             own = score_answer(task, answer, truth, names)
         perfect = answer is not None and own[first] >= best
-        true = response.split("\n")
-        said = unended(answer)
-        marks = [("right" if perfect or line in true else "wrong", line) for line in said]
-        marks += [("missing", line) for line in true if line not in said and not perfect]
         reward = sum(w * self.world.better(name) * own[name] for w, name in self.terms)
-        return dict(lines=marks, reward=reward)
-
-
-def unended(answer):
-    """The lines of an answer; None is one that never ended."""
-    return ["(no end)"] if answer is None else answer.split("\n")
+        return dict(lines=marked(answer, response, perfect), reward=reward)

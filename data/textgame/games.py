@@ -82,6 +82,15 @@ class Game:
 
     # reading the state
 
+    @property
+    def kind(self):
+        """'sailing': what the kind of game is called in records."""
+        return type(self).__name__.lower()
+
+    def state(self):
+        """The state as records have it: all objects, the score dict last."""
+        return [*self.copy().objects.values(), dict(self.score)]
+
     def __getitem__(self, name):
         """The properties of an object: self["oven (ID: 3)"]["isOn"]."""
         return self.objects[name]["properties"]
@@ -1106,12 +1115,12 @@ def transitions(
             tried = choose(game, rng, tries, useful, wander)
             for action in tried:
                 record = {
-                    "game": type(game).__name__.lower(),
+                    "game": game.kind,
                     "instance": instance,
                     "state_id": state_id,
                     "step": number,
                     "gold": action == tried[0],
-                    "game_state": list(game.copy().objects.values()),
+                    "game_state": game.state()[:-1],
                     "uuid_base": game.uuid_base,
                     "score": dict(game.score),
                     **step(game, action)[1],
