@@ -20,7 +20,7 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -233,11 +233,8 @@ class Many(NamedTuple):
 
 
 @torch.no_grad()
-def sample_many(model, world, indices, config, vote=True):
-    """
-    best_of answers to each record of the split at T = 1, and all that is said of them: Many. Not
-    needed for a vote, neither agreement nor median is computed.
-    """
+def sample_many(model, world, indices, config):
+    """best_of answers to each record of the split at T = 1, and all that is said of them: Many."""
     generator = torch.Generator(world.device).manual_seed(config.seed)
     terms = world.terms(config.select_by or world.reward)
     names = list(world.metrics)
@@ -254,14 +251,12 @@ def sample_many(model, world, indices, config, vote=True):
         chosen = rollout.mask() if batch.forced is None else batch.forced[:, None] < 0
         own = (rollout.logprob * chosen).sum(-1)
         logprob[rows] = own.masked_fill(~ended, float("-inf")).cpu()
-        if not vote:
-            continue
         agreement[rows] = world.agreement(batch, rollout.tokens, terms).cpu()
         middle = world.median(batch, rollout.tokens, names)
         for name, values in (middle or {}).items():
             median[name][rows] = values.cpu()
     reward = world.weighted_sum(terms, scores)
-    return Many(scores, reward, logprob, agreement, median if vote and middle else None)
+    return Many(scores, reward, logprob, agreement, median if middle else None)
 
 
 def chosen_rows(many):
@@ -284,20 +279,21 @@ def chosen_rows(many):
     return rows
 
 
-def best_of_n(many, world):
+def best_of_n(scores, world, config):
     """
-    Best-of-N: {N: {"winner": {metric: mean}, "own": {metric: mean}}}. winner: the sample with the
-    best reward, all its metrics; own: each metric's own best, as the paper counts. Both average
-    over disjoint blocks of N out of the samples.
+    Best-of-N, scores {metric: [records, samples]}: {N: {"winner": {metric: mean}, "own": {metric:
+    mean}}}. winner: the sample with the best reward, all its metrics; own: each metric's own best,
+    as the paper counts. Both average over disjoint blocks of N out of the samples.
     """
+    reward = world.weighted_sum(world.terms(config.select_by or world.reward), scores)
     curve = {}
     n = 1
-    while n <= many.reward.size(1):
-        whole = many.reward.size(1) // n * n
-        winner = many.reward[:, :whole].reshape(-1, n).argmax(1, keepdim=True)  # [.. · blocks, 1]
+    while n <= reward.size(1):
+        whole = reward.size(1) // n * n
+        winner = reward[:, :whole].reshape(-1, n).argmax(1, keepdim=True)  # [records · blocks, 1]
         curve[n] = {"winner": {}, "own": {}}
-        for name, scores in many.scores.items():
-            block = scores[:, :whole].reshape(-1, n)
+        for name, values in scores.items():
+            block = values[:, :whole].reshape(-1, n)
             sign = world.better(name)
             curve[n]["winner"][name] = block.gather(1, winner).mean().item()
             curve[n]["own"][name] = (sign * (sign * block).amax(1)).mean().item()
@@ -575,13 +571,18 @@ def judge(world, config):
         own, model = model_rows(label, paths, world, indices, val, config)
         rows += own
         judged[label] = own[-1].scores
-        if config.best_of and label != "MLE continued":
-            many = sample_many(model, world, indices, config, vote=label == "MLE")
-            curves[label] = best_of_n(many, world)
-        if config.best_of and label == "MLE":
+        if not config.best_of or label == "MLE continued":
+            continue
+        if label == "MLE":
+            many = sample_many(model, world, indices, config)
+            curves[label] = best_of_n(many.scores, world, config)
             for what, scores in chosen_rows(many).items():
                 rows.append(own[0]._replace(label=f"MLE, {what}", scores=scores))
                 judged.update({what: scores} if "vote" in what else {})
+        else:
+            given = replace(config, seeds=config.best_of)
+            scores = sampled_scores(model, world, indices, Decoding(), given)
+            curves[label] = best_of_n(scores, world, config)
     report = [results_table(world, rows, indices, config)]
     compared = compare(world, judged, indices, config)
     sentences = []

@@ -253,7 +253,8 @@ def test_signs_of_a_sum_and_best_of_n(toy):
     model.logits = lambda hidden, _, temperature: logits(hidden, said, temperature)
     config = evaluate.Config(best_of=8, split="val", select_by="surplus")
     indices = list(range(len(world.records["val"])))
-    curve = evaluate.best_of_n(evaluate.sample_many(model, world, indices, config), world)
+    many = evaluate.sample_many(model, world, indices, config)
+    curve = evaluate.best_of_n(many.scores, world, config)
     generator = torch.Generator().manual_seed(0)
     given = model, world, "val", indices, ["surplus"], evaluate.Decoding(), 8, generator
     scores = evaluate.evaluate(*given).metrics["surplus"]
