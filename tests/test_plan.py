@@ -345,7 +345,7 @@ def test_worlds_in_which_nobody_can_act_get_one_sentence(folders, tmp_path):
     with pytest.raises(BadInput, match="web shop and in text games"):
         plan.main([f"--world={tmp_path / 'robot'}"])
     # of the domain, but other pages and other games
-    shop = "webnav", "link '", "no '", "simulated shop"
+    shop = "webnav", '{"shop": 0}', "{}", "simulated shop"
     game = "textgame", '"baking"', '"boil-water"', "procedural games"
     for world, old, new, message in (shop, game):
         (tmp_path / world).mkdir()
@@ -353,3 +353,12 @@ def test_worlds_in_which_nobody_can_act_get_one_sentence(folders, tmp_path):
             (tmp_path / world / file.name).write_text(file.read_text().replace(old, new))
         with pytest.raises(BadInput, match=message):
             plan.main([f"--world={tmp_path / world}", "--device=cpu"])
+
+
+def test_the_shop_is_the_one_that_was_prepared(tmp_path):
+    """Guards against another shop that happens to have the same categories, as 0 and 6 have."""
+    folder = tmp_path / "six"
+    webnav_prepare.main(["--sessions=9", "--vocab_size=300", "--seed=6", f"--out={folder}"])
+    world = load_world(str(folder))
+    (visit,) = plan.visits(world, plan.Config(starts=1, seed=3))
+    assert visit.shop == shop.make_shop(6) and visit.shop != shop.make_shop(0)

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import train_rlvr
 from common import BadInput
 from data import load_world
 from data.bpe import encoding, train_bpe
-from data.text import write_text_world
+from data.text import TextWorld, marked, write_text_world
 from data.textgame import games, lines, prepare
 from data.world import load_task
 from model import Model, ModelConfig
@@ -633,3 +634,30 @@ def test_empty_split_and_bad_world_files(tmp_path):
         assert "\n" not in str(error.value)
         (tmp_path / "w" / name).write_text(whole)
     assert load_world(tmp_path / "w").reward == "exact_match"
+
+
+def test_lines_are_marked_however_they_are_put():
+    """Guards against a perfect answer that is called wrong, or a missing line that is not shown."""
+    true = "#1 isOpen\nscore 1"
+    assert marked("score 1\n#2 isOn", true, False) == [
+        ("right", "score 1"),
+        ("wrong", "#2 isOn"),
+        ("missing", "#1 isOpen"),
+    ]
+    assert marked("#1 isOpen=true\nscore 1", true, True) == [
+        ("right", "#1 isOpen=true"),
+        ("right", "score 1"),
+    ]
+    assert marked(None, "same", False) == [("wrong", "(no end)"), ("missing", "same")]
+
+
+def test_units_are_games_or_states_or_prompts():
+    """Guards against intervals over transitions, which are not independent within a game."""
+    records = [
+        {"unit": "game 1", "state": "a", "prompt": "x"},
+        {"unit": "game 1", "state": "b", "prompt": "y"},
+        {"state": "b", "prompt": "x"},
+        {"prompt": "x"},
+    ]
+    world = SimpleNamespace(records={"test": records})
+    assert TextWorld.units(world, "test", [3, 0, 1, 2]) == ["x", "game 1", "game 1", "b"]

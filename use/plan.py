@@ -103,9 +103,9 @@ class Visit:
 
 def visits(world, config):
     """The starts: first pages of visits with an empty cart, each with a product in stock."""
-    this = shop.find_shop(world.records["train"][0].get("state", ""))
-    if this is None:
-        raise BadInput(f"{world.folder} is no simulated shop of a --seed below 100: name one")
+    if "shop" not in world.shared:
+        raise BadInput(f"{world.folder} is no simulated shop; make one with data/webnav/prepare.py")
+    this = shop.make_shop(world.shared["shop"])
     for number in range(config.starts):
         rng = random.Random(f"plan {config.seed} {number}")
         state = replace(shop.first_state(this, rng), cart=())

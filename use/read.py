@@ -132,11 +132,8 @@ class Read:
         kinds = {kind.__name__.lower() for kind in games.KINDS}
         if domain == "textgame" and self.world.strata["train"].keys() <= kinds:
             return Game(self.world, number, seed)
-        this = None
-        if domain == "webnav":
-            this = shop.find_shop(self.world.records["train"][0].get("state", ""))
-        if this:
-            return Visit(this, number, seed)
+        if domain == "webnav" and "shop" in self.world.shared:
+            return Visit(shop.make_shop(self.world.shared["shop"]), number, seed)
         return Page(self.world, number)
 
     def view(self):

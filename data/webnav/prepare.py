@@ -237,8 +237,10 @@ def main(argv):
         raise BadInput("--path is read with --source=webarena only; add that, or leave --path out")
     splits = procedural(config) if config.source == "procedural" else webarena(config)
     folder = home(config.out or ("webnav" if config.source == "procedural" else "webarena"))
-    size = config.vocab_size
-    write_text_world(folder, "webnav", TASK, splits, size, longest=config.longest)
+    # which shop it is: who acts there needs it
+    shared = {"shop": config.seed} if config.source == "procedural" else {}
+    sizes = dict(vocab_size=config.vocab_size, longest=config.longest)
+    write_text_world(folder, "webnav", TASK, splits, shared=shared, **sizes)
 
 
 if __name__ == "__main__":

@@ -119,13 +119,6 @@ def make_shop(seed):
 # The state: all that server and browser remember
 
 
-def find_shop(page):
-    """The shop, of the first 100 seeds, that a page is from: it links its categories. Else None."""
-    for shop in map(make_shop, range(100)):
-        if all(f"link '{name}'" in page for name in shop.categories):
-            return shop
-
-
 class Page(NamedTuple):
     kind: str  # home, category, product, search, cart, contact, order, missing
     name: str = ""  # the category, the product, the searched text or the sum that was paid
