@@ -327,6 +327,7 @@ class Run:
         self.seconds = 0.0
         self.work = 0
         self.before = {"seconds": 0.0, "work": 0}
+        self.fresh = True  # it starts from random weights
         self.best = None
         self.evaluated = -1
         self.skipped = 0
@@ -340,12 +341,10 @@ class Run:
         if self.resumed:
             refuse_other_world(self.resumed, fingerprint, path)
 
-    def start_from(self, path, device, make, stages=("mle",)):
-        """The checkpoint of an earlier stage that this run builds on; its work is remembered."""
-        checkpoint = load_checkpoint(path, device, make, stages)
-        refuse_other_world(checkpoint, self.fingerprint, path)
+    def build_on(self, checkpoint):
+        """Remembers the work behind the checkpoint that this run starts from."""
         self.before = work_behind(checkpoint)
-        return checkpoint
+        self.fresh = False
 
     def refuse_other_options(self, names):
         """Raises BadInput if the run is resumed with other values than it was started with."""
@@ -450,7 +449,7 @@ class Run:
             finished = self.step >= config.steps
             capped = bool(config.seconds) and self.seconds >= config.seconds
             # a model that has learned nothing yet has nothing to show
-            begun = self.step or self.before["work"]
+            begun = self.step or not self.fresh
             due = (begun and self.step % config.eval_every == 0) or finished or capped
             if due and self.evaluated != self.step:
                 self.validation(validate)

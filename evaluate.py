@@ -184,17 +184,35 @@ class Row(NamedTuple):
 
 
 def checkpoint_path(name, out=OUT):
-    """Where a run's best checkpoint lies, given its name or the path of a checkpoint file."""
-    if name.endswith(".pt") or Path(name).is_file():
+    """
+    Where a run's best checkpoint lies, given its name or the path of a checkpoint file, or the
+    config.json in the folder of a pretrained model.
+    """
+    if name.endswith((".pt", ".json")) or Path(name).is_file():
         return Path(name)
+    if Path(name, "config.json").is_file():
+        return Path(name, "config.json")
     return Path(name if "/" in name else Path(out, name), "best.pt")
 
 
-def load_model(path, world, device):
-    """(model, checkpoint) of a file of this world. Raises BadInput for another one's."""
+def open_checkpoint(path, world, device, stages=("mle", "rlvr")):
+    """
+    The checkpoint at a path of checkpoint_path; of a pretrained model it is one with no work behind
+    it. Raises BadInput for none, and for one of another world or stage.
+    """
+    if path.name == "config.json":
+        from pretrained import as_checkpoint
+
+        return as_checkpoint(path.parent, world, device)
     make = f"python train_mle.py --world={world.in_commands()}"
-    checkpoint = load_checkpoint(path, device, make)
+    checkpoint = load_checkpoint(path, device, make, stages)
     refuse_other_world(checkpoint, world.fingerprint, path)
+    return checkpoint
+
+
+def load_model(path, world, device):
+    """(model, checkpoint) of a path of this world. Raises BadInput for another one's."""
+    checkpoint = open_checkpoint(path, world, device)
     model = Model(ModelConfig(**checkpoint["model_config"])).to(device)
     model.load_state_dict(checkpoint["model"])
     return model.eval(), checkpoint

@@ -14,10 +14,9 @@ single copy of the prompt:
                           resp. 2   [ all     |         | causal  ]
 
 so a forward pass costs P + G·R tokens, not G·(P + R), in sampling, in scoring and in the update.
-Nothing is approximated: each response sees what it would see alone, at the positions it would have
-alone. Prompts are padded on the RIGHT and every response starts at its own prompt's length. A
-response's first token is predicted by the prompt's last position, so that logit row is shared by
-the whole group.
+Nothing is approximated: each response sees what it would see alone, at the same positions. Prompts
+are padded on the RIGHT and every response starts at its own prompt's length. A response's first
+token is predicted by the prompt's last position, so that logit row is shared by the whole group.
 """
 
 import math
@@ -265,6 +264,7 @@ class Model(nn.Module):
             self.head.weight = self.embed.weight
         C = config.n_embd
         self.look_back = nn.Linear(C, C, bias=False) if config.look_back else None
+        self.recompute = False  # blocks again in the backward pass: less memory, a third more time
         self.register_buffer("frequency", frequencies(config), persistent=False)
         for name, parameter in self.named_parameters():
             if name.startswith(("embed", "head")):
@@ -289,14 +289,12 @@ class Model(nn.Module):
         tokens, position [B, T = P + G·R], before (the token in front of each; -1: none) -> final
         hidden states [B, T, C].
 
-        hide: where the responses may look, see visible(). caches: what keeps each layer's keys
-        while sampling. real [B, T]: False on padding, which then costs attention only; None: no
-        padding.
+        hide: where the responses may look, see visible(). caches: they keep each layer's keys in
+        sampling. real [B, T]: False on padding, which then costs attention only; None: no padding.
 
-        A world model copies a lot: it looks for the place where a name stood before and says what
-        followed there. That takes two layers of attention that find each other late in training
-        ("induction heads", arXiv 2209.11895). Where every token also carries the one before it
-        (look_back), one layer does it, and it is learned sooner.
+        A world model copies a lot: it finds where a name stood before and says what followed. That
+        takes two layers that find each other late in training ("induction heads", arXiv
+        2209.11895). Where each token carries the one before it (look_back), one does, and sooner.
         """
         B, T = tokens.shape
         place = None if real is None else real.flatten().nonzero()[:, 0]  # [N]
@@ -315,10 +313,12 @@ class Model(nn.Module):
         if self.look_back is not None:
             seen = self.look_back(self.embed(before.clamp(min=0)))
             x = x + seen.masked_fill(before[:, None] < 0, 0.0)
+        recompute = self.recompute and torch.is_grad_enabled()
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
             # a step of sampling is recorded rather than compiled, which block() may be
             run = block if cache is None else block.forward
-            x = run(x, cos, sin, layout, P, G, hide, cache)
+            given = x, cos, sin, layout, P, G, hide, cache
+            x = checkpoint(run, *given, use_reentrant=False) if recompute else run(*given)
         return spread(self.norm(x), (B, T, place))
 
     def hidden(self, prompt, prompt_len, response, mask):

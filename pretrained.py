@@ -13,7 +13,7 @@ name. Nothing is downloaded, and nothing is ever unpickled.
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # common first: it says how torch's threads wait, before torch is imported
@@ -21,7 +21,7 @@ from common import BadInput, load_checkpoint, option, parse_config, run_main
 
 import torch
 
-from data.tokenizer_json import read_json
+from data.tokenizer_json import end_id, read_json
 from model import Model, ModelConfig
 
 
@@ -277,6 +277,40 @@ def read_pretrained(folder, device="cpu"):
     return model.to(device).eval()
 
 
+def as_checkpoint(folder, world, device="cpu"):
+    """
+    A pretrained model in a folder as a checkpoint of stage 1 with no work behind it.
+
+    Raises BadInput if the world has another vocabulary than the model, or longer sequences.
+    """
+    config = read_config(folder)
+    own = world.vocabulary.get("tokenizer") if isinstance(world.vocabulary, dict) else None
+    theirs = None if world.eos_id is None else read_json(Path(folder, "tokenizer.json"))
+    if own != theirs or world.vocab_size != config.vocab_size:
+        raise BadInput(
+            f"the world {world.name} does not have the vocabulary of {folder}: for text, prepare "
+            f"it with --tokenizer={folder}"
+        )
+    if world.block_size > config.block_size:
+        raise BadInput(
+            f"{folder}: max_position_embeddings is {config.block_size}, and the world {world.name} "
+            f"has sequences of {world.block_size} tokens"
+        )
+    return {
+        "stage": "mle",
+        "world": world.fingerprint,
+        "model_config": asdict(config),
+        "model": read_pretrained(folder, device).state_dict(),
+        "config": {"optimizer": "", "dtype": "float32", "threads": 0},
+        "progress": {
+            "seconds": 0.0,
+            "work": 0,
+            "before": {"seconds": 0.0, "work": 0},
+            "best": None,
+        },
+    }
+
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -303,7 +337,7 @@ def write_pretrained(model, folder, tokenizer="", dtype="float32"):
     special = {}
     if tokenizer:
         known = read_json(Path(tokenizer, "config.json"))
-        special = {k: known[k] for k in ("bos_token_id", "eos_token_id") if k in known}
+        special = {"bos_token_id": known.get("bos_token_id"), "eos_token_id": end_id(tokenizer)}
     temporary = folder.with_name(folder.name + f".tmp{os.getpid()}")
     temporary.mkdir(parents=True)
     try:

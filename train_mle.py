@@ -21,7 +21,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from data import load_world
-from evaluate import checkpoint_path, validate, validation_indices
+from evaluate import checkpoint_path, open_checkpoint, validate, validation_indices
 from model import Model, ModelConfig
 
 
@@ -50,9 +50,10 @@ class Config:
     kind_power: float = option(1.0, 0.0, 10.0)  # text: a game's probability ~ (its records)^this
     prompt_loss: float = option(0.0, 0.0, 100.0)  # text: weight of the prompts' tokens in the loss
     permute_ids: float = option(0.0, 0.0, 1.0)  # text games: share of states with other uuids
-    # the optimizer: Muon for the matrices in the blocks; AdamW, for embeddings and norms, runs at a
-    # fifth of its rate
-    lr: float = option(0.02, 0.0, 10.0)
+    # muon: Muon for the matrices in the blocks, and AdamW at a fifth of its rate for embeddings and
+    # norms; adamw: AdamW for all
+    optimizer: str = option("muon", "muon", "adamw")
+    lr: float = option(0.02, 0.0, 10.0)  # of a pretrained model by AdamW: some 2e-5
     warmup: int = option(30, 1, 10**6)  # steps of linear warm-up
     decay: float = option(0.4, 0.0, 1.0)  # the rate falls to 0 over this last part of the run
     weight_decay: float = option(0.0, 0.0, 10.0)  # decoupled, on the matrices in the blocks
@@ -64,6 +65,7 @@ class Config:
     eval_records: int = option(512, 1, 10**9)  # validation records
     # the machine
     dtype: str = option("auto", "auto", "float32", "bfloat16")  # bfloat16 by autocast
+    gradient_checkpointing: bool = False  # keep less for the backward pass, compute it again there
     compile: bool = False  # torch.compile the model's blocks (needs a compiler)
     device: str = "auto"  # cpu, cuda, mps or auto
     threads: int = option(2, 1, 1024)  # of a CPU
@@ -78,20 +80,22 @@ SMOKE.update(steps=6, eval_every=3, eval_records=8)
 
 def make_optimizers(model, config, device):
     """
-    (Muon, AdamW). Muon (github.com/KellerJordan/Muon) learns to copy, of which a world model does a
-    lot, in a third of AdamW's steps at these sizes.
+    {name: (optimizer, its learning rate)}. Muon (github.com/KellerJordan/Muon) learns to copy, of
+    which a world model does a lot, in a third of AdamW's steps at these sizes.
     """
     matrices = []
     others = []
     for name, parameter in model.named_parameters():
         in_block = name.startswith("blocks") and parameter.dim() == 2
         (matrices if in_block else others).append(parameter)
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay)
-    fused = device.type == "cuda"
-    adamw = torch.optim.AdamW(
-        others, lr=config.lr / 5, betas=(0.9, 0.98), weight_decay=0.0, fused=fused
-    )
-    return muon, adamw
+    decay = config.weight_decay
+    how = dict(betas=(0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda")
+    if config.optimizer == "adamw":
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": others}]
+        return {"adamw": (torch.optim.AdamW(groups, config.lr, **how), config.lr)}
+    muon = torch.optim.Muon(matrices, config.lr, weight_decay=decay)
+    adamw = torch.optim.AdamW(others, config.lr / 5, **how)
+    return {"muon": (muon, config.lr), "adamw": (adamw, config.lr / 5)}
 
 
 def tokens_in(prompt_len, weight):
@@ -153,25 +157,31 @@ def main(argv):
 
     # --------------------------------------------------------------------------------------------
     # model and optimizers; all ranks start from the same weights
-    make = f"python train_mle.py --world={world.in_commands()}"
     run = Run("mle", config, f"{world.name}-mle", world.fingerprint)
     checkpoint = run.resumed
     if config.init_from and not config.resume:
         path = checkpoint_path(config.init_from, config.out)
-        checkpoint = run.start_from(path, device, make)
+        checkpoint = open_checkpoint(path, world, device, stages=("mle",))
+        run.build_on(checkpoint)
     if run.resumed:
         shape = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie", "look_back")
-        run.refuse_other_options((*shape, "seed"))
+        run.refuse_other_options((*shape, "optimizer", "seed"))
     model_config = model_shape(config, world)
     if checkpoint:
         model_config = ModelConfig(**checkpoint["model_config"])
     torch.manual_seed(config.seed)
     model = Model(model_config).to(device)
-    muon, adamw = make_optimizers(model, config, device)
+    model.recompute = config.gradient_checkpointing
+    optimizers = make_optimizers(model, config, device)
     if checkpoint and not run.resumed:
-        for name, part in (("model", model), ("muon", muon), ("adamw", adamw)):
-            part.load_state_dict(checkpoint[name])
-    run.keep(model_config, model=model, muon=muon, adamw=adamw)
+        model.load_state_dict(checkpoint["model"])
+        # the same optimizers go on where they were; a pretrained model's are not known
+        if checkpoint["config"].get("optimizer", "muon") == config.optimizer:
+            for name, (optimizer, _) in optimizers.items():
+                optimizer.load_state_dict(checkpoint[name])
+    run.keep(
+        model_config, model=model, **{n: optimizer for n, (optimizer, _) in optimizers.items()}
+    )
     checkpoint = None
     if config.compile:
         model.compile_blocks()
@@ -193,8 +203,8 @@ def main(argv):
     # --------------------------------------------------------------------------------------------
     # the loop
     for _ in run.steps(judged):
-        run.set_rate(muon, config.lr)
-        run.set_rate(adamw, config.lr / 5)
+        for optimizer, lr in optimizers.values():
+            run.set_rate(optimizer, lr)
 
         # the transitions of this step, in micro-batches
         batches = world.mle_batches(
@@ -211,10 +221,9 @@ def main(argv):
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
 
         if run.finite({"loss": loss, "gradient norm": norm}, drawn):
-            muon.step()
-            adamw.step()
-        muon.zero_grad(set_to_none=True)
-        adamw.zero_grad(set_to_none=True)
+            for optimizer, _ in optimizers.values():
+                optimizer.step()
+        model.zero_grad(set_to_none=True)
         loss, tokens = all_reduce([loss, tokens])
         run.work += 3 * tokens
         shown = "loss", "tokens_per_second"

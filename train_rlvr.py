@@ -11,7 +11,6 @@ Whole experiments are the pages in runs/. GRPO: "DeepSeekMath", arXiv 2402.03300
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from data import load_world
-from evaluate import checkpoint_path, validate, validation_indices
+from evaluate import checkpoint_path, open_checkpoint, validate, validation_indices
 from generate import generate
 from model import Model, ModelConfig
 
@@ -201,7 +200,7 @@ class Config:
     mle_coef: float = option(0.0, 0.0, 1e3)  # weight of the likelihood of the true answer
     num_minibatches: int = option(2, 1, 2**20)  # optimizer steps per rollout batch
     update_epochs: int = option(1, 1, 1000)  # passes over each rollout batch
-    lr: float = option(3e-4, 0.0, 10.0)  # of AdamW
+    lr: float = option(3e-4, 0.0, 10.0)  # of Adam
     warmup: int = option(5, 1, 10**6)  # steps of linear warm-up
     decay: float = option(0.0, 0.0, 1.0)  # the rate falls to 0 over this last part of the run
     max_grad_norm: float = option(1.0, 1e-6, 1e9)
@@ -215,6 +214,7 @@ class Config:
     micro_batch_size: int = option(16, 1, 2**20)  # prompts per forward and backward pass
     rollout_batch_size: int = option(0, 0, 2**20)  # prompts sampled at a time; 0: micro_batch_size
     dtype: str = option("auto", "auto", "float32", "bfloat16")  # bfloat16 by autocast
+    gradient_checkpointing: bool = False  # keep less for the backward pass, compute it again there
     compile: bool = False  # torch.compile the model's blocks (needs a compiler)
     device: str = "auto"  # cpu, cuda, mps or auto
     threads: int = option(2, 1, 1024)  # of a CPU
@@ -244,8 +244,7 @@ class Experience:
     truth: torch.Tensor = None  # [B, 1, R] the true answer
     truth_mask: torch.Tensor = None  # [B, 1, R]
 
-    def rows(self, chosen):
-        """The prompts `chosen` [n]."""
+    def rows(self, chosen):  # [n] prompts
         return Experience(*(t if t is None else t[chosen] for t in vars(self).values()))
 
     def count_tokens(self, of="length"):
@@ -368,7 +367,7 @@ def update(network, optimizer, world, experience, config, precision):
         for name, values in found.items():
             sums[name] += values.detach().masked_fill(~e.mask, 0).sum()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm).item()
-    if math.isfinite(norm):  # the loop counts those that are not
+    if norm < float("inf"):  # the loop counts those that are not finite
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     means = [value / tokens for value in all_reduce([float(s) for s in sums.values()])]
@@ -431,25 +430,26 @@ def main(argv):
     share_of("prompts_per_step", config.prompts_per_step, world_size * config.num_minibatches)
 
     # the policy, and the model that it starts from as a frozen reference
-    make = f"python train_mle.py --world={world.in_commands()}"
     run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint)
     path = checkpoint_path(config.init_from or f"{world.name}-mle", config.out)
-    checkpoint = run.resumed or run.start_from(path, device, make, stages=("mle", "rlvr"))
-    model_config = ModelConfig(**checkpoint["model_config"])
-    policy = Model(model_config).to(device).eval()
+    checkpoint = run.resumed or open_checkpoint(path, world, device)
+    run.build_on(checkpoint)
+    policy = Model(ModelConfig(**checkpoint["model_config"])).to(device).eval()
     policy.load_state_dict(checkpoint["model"])
+    policy.recompute = config.gradient_checkpointing
     checkpoint = None
     reference = copy.deepcopy(policy).requires_grad_(False)
-    how = dict(lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda")
-    optimizer = torch.optim.AdamW(policy.parameters(), **how)
-    run.keep(model_config, model=policy, reference=reference, optimizer=optimizer)
+    if config.dtype == "bfloat16":  # autocast would make the same of them in every pass
+        reference.blocks.apply(lambda m: m.bfloat16() if isinstance(m, torch.nn.Linear) else m)
+    how = dict(lr=config.lr, betas=(0.9, 0.98), fused=device.type == "cuda")
+    optimizer = torch.optim.Adam(policy.parameters(), **how)
+    run.keep(policy.config, model=policy, reference=reference, optimizer=optimizer)
     if config.compile:
         policy.compile_blocks()
     network = DistributedDataParallel(policy) if world_size > 1 else policy
     val = validation_indices(world, config.eval_records)
     judged = lambda: validate(policy, world, val, selection, precision, config.eval_temperature)
 
-    # the loop
     recent = []
     told = set()
     for step in run.steps(judged):

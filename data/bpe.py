@@ -1,13 +1,16 @@
 """
 The vocabulary of a text world: byte-pair encoding (Sennrich et al., arXiv 1508.07909), trained here
-on the training split and run by tiktoken. Nothing is downloaded.
+on the training split, or that of a pretrained model; run by tiktoken. Nothing is downloaded.
 """
 
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import tiktoken
 
+from common import BadInput
+from data.tokenizer_json import as_tokenizer, end_id, read_json, read_tokenizer
 from data.world import WORDS
 
 # letters: a longer piece is no word, nothing is learned from it (and every merge would scan it)
@@ -77,3 +80,31 @@ def encoding(merged, pattern=WORDS):
     ranks = {bytes([b]): b for b in range(256)}
     ranks.update({token: 256 + i for i, token in enumerate(merged)})
     return tiktoken.Encoding("world", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+def pretrained_vocabulary(folder):
+    """
+    What bpe.json holds where the vocabulary is that of a pretrained model in a folder: its
+    tokenizer.json, its end token, and the width of its embedding, which may be larger.
+    """
+    tokenizer = read_tokenizer(folder)
+    width = read_json(Path(folder) / "config.json").get("vocab_size")
+    if type(width) is not int or width < tokenizer.n_vocab:
+        raise BadInput(
+            f"{folder}: config.json says vocab_size {width!r}, and tokenizer.json has "
+            f"{tokenizer.n_vocab} tokens: is one of them another model's?"
+        )
+    own = read_json(Path(folder) / "tokenizer.json")
+    return {"tokenizer": own, "end": end_id(folder), "width": width}
+
+
+def run_vocabulary(vocabulary, pattern, path="bpe.json"):
+    """
+    What bpe.json holds -> (what encodes and decodes, id of the end token, number of ids). It is a
+    list of tokens in hex (train_bpe), behind which the end token comes, or see above.
+    """
+    if isinstance(vocabulary, dict):
+        bpe = as_tokenizer(vocabulary["tokenizer"], path)
+        return bpe, vocabulary["end"], vocabulary["width"]
+    bpe = encoding([bytes.fromhex(token) for token in vocabulary], pattern)
+    return bpe, bpe.n_vocab, bpe.n_vocab + 1

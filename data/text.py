@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from common import BadInput
-from data.bpe import encoding, train_bpe
+from data.bpe import pretrained_vocabulary, run_vocabulary, train_bpe
 from data.world import SPLITS, Batch, World, claim, truth_of_text
 
 # ------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "bpe.json", "shared.json", "m
 
 
 def write_text_world(
-    folder, domain, task, splits, vocab_size=1024, reward="", shared=None, longest=0
+    folder, domain, task, splits, vocab_size=1024, reward="", shared=None, longest=0, tokenizer=""
 ):
     """
     Writes a text world: trains the BPE on splits["train"] and puts everything into `folder` at once
@@ -144,6 +144,7 @@ def write_text_world(
     the state, or the prompt) and, for what is judged, "outcomes" ([[probability, response], ...]:
     all that could have happened, where the truth is one draw). shared: JSON that the task's truth()
     gets beside each record. longest: records whose answer has more tokens are left out (0: none).
+    tokenizer: the folder of a pretrained model, whose vocabulary is taken in place of a BPE.
     Raises BadInput for an empty split, or a folder that holds files of the user's.
     """
     folder = claim(folder, "text", FILES)
@@ -153,14 +154,19 @@ def write_text_world(
                 f"the {split} split of {folder} would be empty; give prepare.py more data or "
                 f"another seed"
             )
-    texts = Counter()
-    for record in splits["train"]:
-        texts[record["response"]] += 1
-        texts[record["prompt"]] += 1
-    # every state once, however many records share it
-    texts.update({record["state"]: 1 for record in splits["train"] if record.get("state")})
-    merged = train_bpe(texts.items(), vocab_size, task.token_pattern)
-    splits = keep_short(splits, encoding(merged, task.token_pattern), longest)
+    if tokenizer:
+        vocabulary = pretrained_vocabulary(tokenizer)
+    else:
+        texts = Counter()
+        for record in splits["train"]:
+            texts[record["response"]] += 1
+            texts[record["prompt"]] += 1
+        # every state once, however many records share it
+        texts.update({record["state"]: 1 for record in splits["train"] if record.get("state")})
+        merged = train_bpe(texts.items(), vocab_size, task.token_pattern)
+        vocabulary = [token.hex() for token in merged]
+    bpe, _, vocab_size = run_vocabulary(vocabulary, task.token_pattern)
+    splits = keep_short(splits, bpe, longest)
 
     temporary = folder.with_name(folder.name + f".tmp{os.getpid()}")
     temporary.mkdir(parents=True)
@@ -168,7 +174,7 @@ def write_text_world(
         for split in SPLITS:
             with open(temporary / f"{split}.jsonl", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in splits[split])
-        (temporary / "bpe.json").write_text(json.dumps([token.hex() for token in merged]))
+        (temporary / "bpe.json").write_text(json.dumps(vocabulary))
         (temporary / "shared.json").write_text(json.dumps(shared or {}))
         meta = {"form": "text", "domain": domain, "reward": reward or task.reward}
         (temporary / "meta.json").write_text(json.dumps(meta))
@@ -187,7 +193,7 @@ def write_text_world(
             f"{folder / split}.jsonl: {len(records):,} transitions, {changed:.1%} changed"
             f"{shared_states}"
         )
-    print(f"{folder / 'bpe.json'}: {257 + len(merged)} tokens")
+    print(f"{folder / 'bpe.json'}: {vocab_size} tokens")
 
 
 def keep_short(splits, bpe, longest):
@@ -278,17 +284,17 @@ class TextWorld(World):
         self.foreign_options = () if task.permute else ("permute_ids",)
         try:
             self.reward = meta["reward"]
-            merged = json.loads((self.folder / "bpe.json").read_text())
             self.shared = json.loads((self.folder / "shared.json").read_text())
-            self.bpe = encoding([bytes.fromhex(token) for token in merged], task.token_pattern)
+            path = self.folder / "bpe.json"
+            self.vocabulary = json.loads(path.read_text())
+            found = run_vocabulary(self.vocabulary, task.token_pattern, path)
+            self.bpe, self.eos_id, self.vocab_size = found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f"{self.folder}: meta.json, shared.json or bpe.json is damaged ({error}); "
                 f"{self.remedy}"
             ) from None
         self.terms(self.reward)
-        self.eos_id = self.bpe.n_vocab
-        self.vocab_size = self.bpe.n_vocab + 1
         # of the vocabulary and of the splits: no model meets its training records in another test
         digest = hashlib.sha256()
         for name in FILES[:4]:
@@ -406,9 +412,9 @@ class TextWorld(World):
         given = [[encode(action) for action in own] for own in actions]
         given = [own + own[-1:] * (G - len(own)) for own in given]
         R = max(len(ids) for own in given for ids in own) + self.response_len
-        # behind the longest answer that an action may get stands a byte, never the end token: what
-        # would not end alone does not end beside a longer action
-        forced = torch.zeros(len(states), G, R, dtype=torch.long)
+        # behind the longest answer that an action may get stands any token but the end: what would
+        # not end alone does not end beside a longer action
+        forced = torch.full((len(states), G, R), 0 if self.eos_id else 1)
         for b, own in enumerate(given):
             for g, ids in enumerate(own):
                 forced[b, g, : len(ids)] = torch.tensor(ids)

@@ -79,14 +79,18 @@ class Tokenizer:
 
 
 def read_tokenizer(folder):
+    """The Tokenizer of a folder's tokenizer.json; see as_tokenizer."""
+    path = Path(folder) / "tokenizer.json"
+    return as_tokenizer(read_json(path), path)
+
+
+def as_tokenizer(parts, path):
     """
-    The Tokenizer of a folder's tokenizer.json.
+    The Tokenizer of what a tokenizer.json holds; path names it in messages.
 
     Raises BadInput for a kind other than byte-level BPE, and for one that cuts or changes texts in
     a way that is not known here.
     """
-    path = Path(folder) / "tokenizer.json"
-    parts = read_json(path)
     try:
         bpe = parts["model"]
         refuse_others(path, "model", bpe, type="BPE", byte_fallback=False, dropout=None)

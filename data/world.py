@@ -259,6 +259,7 @@ class World:
     allowed_ids = None  # [response_len, V] bool: which ids may stand where in a response
     foreign_options = ()  # training options that say nothing of such a world
     kinds = False  # whether records are of several kinds, such as games
+    vocabulary = None  # text: what bpe.json holds
     horizon = 1
 
     def in_commands(self):

@@ -13,8 +13,14 @@ from copy import deepcopy
 import pytest
 import torch
 
+import evaluate
 import pretrained
+import sample
+import train_mle
+import train_rlvr
 from common import BadInput
+from data import load_world
+from data.own import prepare
 from data.tokenizer_json import SPLITS, end_id, read_tokenizer
 from generate import generate
 from model import Model, ModelConfig
@@ -540,3 +546,110 @@ def test_the_same_ids_on_bytesized32(tmp_path, shared):
         texts = [line[:2000] for line, _ in zip(file, range(200))]
     train("llama 3", tmp_path, size=1000)
     compare(tmp_path, texts)
+
+
+# ------------------------------------------------------------------------------------------------
+# A world in a pretrained vocabulary, through every script
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pretrained model, whose end token is id 0 and whose embedding is wider than its tokens."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    train("smollm2", folder)
+    family, changes = KINDS["tied"]
+    KINDS["whole"] = family, {**changes, "vocab_size": 640}
+    make("whole", folder)
+    del KINDS["whole"]
+    (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(folder, tmp_path_factory):
+    """The world's folder; answers repeat a word of the prompt."""
+    at = tmp_path_factory.mktemp("worlds")
+    words = [f"{word} {n}" for word in ("hello", "the", "<|end|>") for n in range(12)]
+    rows = [{"prompt": f"say {w}\n", "response": w, "state": "room\n"} for w in words]
+    (at / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [f"--path={at / 'mine.jsonl'}", f"--out={at / 'mine'}"]
+    prepare.main([*own, f"--tokenizer={folder}"])
+    prepare.main([own[0], f"--out={at / 'other'}"])
+    return at / "mine"
+
+
+def test_every_script_starts_from_a_folder(folder, world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    where = [f"--world={world}", "--device=cpu", "--dtype=float32", "--threads=1"]
+    few = ["--steps=2", "--eval_every=1", "--eval_records=2"]
+    own = ["--optimizer=adamw", "--lr=1e-3", "--gradient_checkpointing", "--batch_size=4"]
+    train_mle.main([*where, *few, f"--init_from={folder}", *own])
+    log = [json.loads(line) for line in open("out/mine-mle/metrics.jsonl")]
+    # the pretrained model is judged before the first step: as transformers does
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    of = load_world(str(world))
+    total = []
+    for i in evaluate.validation_indices(of, 2):
+        state, prompt, response = map(torch.tensor, of.tokens["val"][i])
+        response = torch.cat([response, torch.tensor([0])])
+        logprobs = their_logits(theirs, torch.cat([state, prompt]), response).log_softmax(-1)
+        total += (-logprobs.gather(-1, response[:, None])[:, 0]).tolist()
+    assert log[0]["step"] == 0 and abs(log[0]["val_loss"] - sum(total) / len(total)) < 1e-3
+    assert log[-1]["val_loss"] < log[0]["val_loss"]
+
+    grpo = ["--prompts_per_step=2", "--group_size=2", "--micro_batch_size=2"]
+    train_rlvr.main([*where, *few, f"--init_from={folder}", *grpo, "--num_minibatches=1"])
+    evaluate.main([f"--world={world}", f"--mle={folder}", "--best_of=2", "--val_records=2"])
+    sample.main([f"--world={world}", f"--mle={folder}", "--rlvr=mine-rlvr", "--number=1"])
+    assert "| MLE, T=1" in capsys.readouterr().out.replace("|  ", "| ")
+    # what was trained goes back, and out of the way of other worlds
+    back = ["--checkpoint=out/mine-rlvr/best.pt", "--export=back", f"--tokenizer={folder}"]
+    pretrained.main(back)
+    assert same_ids_and_end(folder, "back")
+    train_mle.main([*where, *few, "--init_from=back", *own, "--name=again"])
+    for other, words in ((world.parent / "other", "--tokenizer"), (world, "max_position")):
+        if other == world:
+            config = json.loads(open("back/config.json").read())
+            open("back/config.json", "w").write(
+                json.dumps({**config, "max_position_embeddings": 8})
+            )
+        with pytest.raises(BadInput, match=words):
+            train_mle.main([f"--world={other}", "--init_from=back", "--name=other"])
+
+
+def same_ids_and_end(a, b):
+    texts = list(fuzzed(20))
+    ids = [[read_tokenizer(f).encode_ordinary(text) for text in texts] for f in (a, b)]
+    return ids[0] == ids[1] and end_id(a) == end_id(b)
+
+
+def test_what_stands_behind_a_short_candidate_is_not_the_end_token(world):
+    """It was id 0, which is the end token of SmolLM2."""
+    batch = load_world(str(world)).candidates(["room\n"], [["say the\n", "say hello hello 7 9\n"]])
+    assert batch.eos_id == 0 and not (batch.forced == 0).any()
+
+
+def test_gradient_checkpointing_changes_nothing(folder):
+    ours = read_pretrained(folder)
+    prompt = torch.randint(0, 600, (2, 9))
+    response = torch.randint(0, 600, (2, 3, 5))
+    gradients = []
+    for ours.recompute in (False, True):
+        args = prompt, torch.tensor([9, 4]), response, torch.ones(2, 3, 5, dtype=torch.bool)
+        (ours(*args)[0].sum()).backward()
+        gradients.append([p.grad.clone() for p in ours.parameters()])
+        ours.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_a_folder_whose_vocabulary_is_another(folder, world, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": 600}))
+    with pytest.raises(BadInput, match="another model's"):
+        prepare.main([f"--path={world.parent / 'mine.jsonl'}", f"--out={tmp_path / 'new'}",
+                      f"--tokenizer={other}"])  # fmt: skip
+    with pytest.raises(BadInput, match="nothing is downloaded"):
+        prepare.main([f"--path={world.parent / 'mine.jsonl'}", f"--out={tmp_path / 'new'}",
+                      "--tokenizer=HuggingFaceTB/SmolLM2-135M"])  # fmt: skip
+    assert not (tmp_path / "new").exists()

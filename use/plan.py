@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # common first: it says how torch's threads wait, before torch is imported
-from common import OUT, BadInput, load_checkpoint, option, parse_config, run_main
+from common import OUT, BadInput, option, parse_config, run_main
 from common import start_processes, work_behind
 
 import numpy as np
@@ -33,7 +33,7 @@ from data.textgame import games, lines
 from data.textgame.task import Truth, read
 from data.webnav import shop
 from data.world import read_meta
-from evaluate import Row, checkpoints, interval, load_model, markdown, provenance
+from evaluate import Row, checkpoints, interval, load_model, markdown, open_checkpoint, provenance
 from generate import imagine
 
 
@@ -254,7 +254,7 @@ def judge(world, starts, config):
         if label == "MLE" and not config.mle and not paths[0].is_file():
             print(f"(no row 'MLE': there is no checkpoint {paths[0]})", file=sys.stderr)
             continue
-        best = max(paths, key=lambda path: load_checkpoint(path)["progress"]["best"])
+        best = max(paths, key=lambda path: open_checkpoint(path, world, "cpu")["progress"]["best"])
         model, checkpoint = load_model(best, world, world.device)
         how = "{dtype}, {threads} threads".format(**checkpoint["config"])
         trained.append(Row(label, {}, *work_behind(checkpoint).values(), how))

@@ -42,6 +42,7 @@ class Config:
     # bytesized32: validation records, cut from the training data game by game as in the test set
     val_records: int = option(1000, 1, 10**6)
     vocab_size: int = option(1024, 258, 2**17)  # tokens, the 256 bytes and the end token included
+    tokenizer: str = ""  # folder of a pretrained model: its vocabulary in place of one of our own
     longest: int = option(0, 0, 10**6)  # leave out records with longer answers, in tokens (0: none)
     seed: int = option(0, 0, 2**29)  # of the procedural games and of every cut
 
@@ -322,6 +323,7 @@ def main(argv):
     shared = {"states": writer.states, "defaults": writer.defaults}
     folder = home(config.out or name)
     sizes = dict(vocab_size=config.vocab_size, longest=config.longest)
+    sizes.update(tokenizer=config.tokenizer)
     write_text_world(folder, "textgame", TASK, splits, shared=shared, **sizes)
 
 
