@@ -105,23 +105,27 @@ def last_json_block(answer):
         position = end + 3
 
 
-def official_text_game(answer, state, next_state, kind):
+def final_difference(answer):
     """
-    The official reward of a raw response: final answer, True / False / None as JSON, then
-    official_text_game_difference.
+    The JSON in a raw response, of its final answer with True / False / None as in JSON; None where
+    it is malformed.
 
     The three words are replaced inside strings too, as in the official code. JSON that is cut short
-    or followed by more text is worth 0; the official code guesses a repair instead, and so rewards
-    broken answers.
+    or followed by more text is malformed; the official code guesses a repair instead, and so
+    rewards broken answers.
     """
     text = final_answer(answer)
     text = text.replace("True", "true").replace("False", "false").replace("None", "null")
     try:
-        difference = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         # malformed, an integer of thousands of digits, or [[[[… deeper than the parser goes
-        difference = None
-    return official_text_game_difference(difference, state, next_state, kind)
+        return None
+
+
+def official_text_game(answer, state, next_state, kind):
+    """The official reward of a raw response; see official_text_game_difference."""
+    return official_text_game_difference(final_difference(answer), state, next_state, kind)
 
 
 def official_text_game_difference(difference, state, next_state, kind):

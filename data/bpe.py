@@ -6,6 +6,7 @@ on the training split, or that of a pretrained model; run by tiktoken. Nothing i
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import tiktoken
 
@@ -82,10 +83,40 @@ def encoding(merged, pattern=WORDS):
     return tiktoken.Encoding("world", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
 
-def pretrained_vocabulary(folder):
+# what a model's chat form puts in front of what the user says, and behind it
+CHATS = [
+    ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),  # SmolLM2, Qwen
+    (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),  # Llama 3
+    ("<｜begin▁of▁sentence｜><｜User｜>", "<｜Assistant｜>"),  # the R1 distillates
+]
+
+
+def chat_frame(tokenizer, folder):
+    """The ids in front of a question and behind it, of the chat form whose tokens there are."""
+
+    def ids(text):
+        found = []
+        for piece in re.split("(" + "|".join(map(re.escape, tokenizer.special)) + ")", text):
+            special = tokenizer.special.get(piece)
+            found += tokenizer.encode_ordinary(piece) if special is None else [special]
+        return found
+
+    for chat in CHATS:
+        if set(re.findall(r"<[|｜].*?[|｜]>", "".join(chat))) <= tokenizer.special.keys():
+            return [ids(text) for text in chat]
+    raise BadInput(
+        f"{folder}: its tokenizer.json has the special tokens of no chat form known here"
+    )
+
+
+def pretrained_vocabulary(folder, template="none"):
     """
     What bpe.json holds where the vocabulary is that of a pretrained model in a folder: its
-    tokenizer.json, its end token, and the width of its embedding, which may be larger.
+    tokenizer.json, its end token, the width of its embedding, which may be larger, and what stands
+    around a question.
     """
     tokenizer = read_tokenizer(folder)
     width = read_json(Path(folder) / "config.json").get("vocab_size")
@@ -94,17 +125,26 @@ def pretrained_vocabulary(folder):
             f"{folder}: config.json says vocab_size {width!r}, and tokenizer.json has "
             f"{tokenizer.n_vocab} tokens: is one of them another model's?"
         )
+    frame = chat_frame(tokenizer, folder) if template == "chat" else ([], [])
     own = read_json(Path(folder) / "tokenizer.json")
-    return {"tokenizer": own, "end": end_id(folder), "width": width}
+    return {"tokenizer": own, "end": end_id(folder), "width": width, "frame": frame}
+
+
+class Vocabulary(NamedTuple):
+    bpe: tiktoken.Encoding  # or data.tokenizer_json.Tokenizer: it encodes and decodes
+    end: int  # id of the end token
+    width: int  # how many ids there are
+    before: list  # ids in front of a question
+    after: list  # and behind it
 
 
 def run_vocabulary(vocabulary, pattern, path="bpe.json"):
     """
-    What bpe.json holds -> (what encodes and decodes, id of the end token, number of ids). It is a
-    list of tokens in hex (train_bpe), behind which the end token comes, or see above.
+    What bpe.json holds as a Vocabulary. It is a list of tokens in hex (train_bpe), behind which the
+    end token comes, or see pretrained_vocabulary.
     """
     if isinstance(vocabulary, dict):
         bpe = as_tokenizer(vocabulary["tokenizer"], path)
-        return bpe, vocabulary["end"], vocabulary["width"]
+        return Vocabulary(bpe, vocabulary["end"], vocabulary["width"], *vocabulary["frame"])
     bpe = encoding([bytes.fromhex(token) for token in vocabulary], pattern)
-    return bpe, bpe.n_vocab, bpe.n_vocab + 1
+    return Vocabulary(bpe, bpe.n_vocab, bpe.n_vocab + 1, [], [])

@@ -130,7 +130,16 @@ FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "bpe.json", "shared.json", "m
 
 
 def write_text_world(
-    folder, domain, task, splits, vocab_size=1024, reward="", shared=None, longest=0, tokenizer=""
+    folder,
+    domain,
+    task,
+    splits,
+    vocab_size=1024,
+    reward="",
+    shared=None,
+    longest=0,
+    tokenizer="",
+    template="none",
 ):
     """
     Writes a text world: trains the BPE on splits["train"] and puts everything into `folder` at once
@@ -144,7 +153,8 @@ def write_text_world(
     the state, or the prompt) and, for what is judged, "outcomes" ([[probability, response], ...]:
     all that could have happened, where the truth is one draw). shared: JSON that the task's truth()
     gets beside each record. longest: records whose answer has more tokens are left out (0: none).
-    tokenizer: the folder of a pretrained model, whose vocabulary is taken in place of a BPE.
+    tokenizer: the folder of a pretrained model, whose vocabulary is taken in place of a BPE;
+    template: "chat" for prompts in its chat form.
     Raises BadInput for an empty split, or a folder that holds files of the user's.
     """
     folder = claim(folder, "text", FILES)
@@ -155,7 +165,7 @@ def write_text_world(
                 f"another seed"
             )
     if tokenizer:
-        vocabulary = pretrained_vocabulary(tokenizer)
+        vocabulary = pretrained_vocabulary(tokenizer, template)
     else:
         texts = Counter()
         for record in splits["train"]:
@@ -165,8 +175,8 @@ def write_text_world(
         texts.update({record["state"]: 1 for record in splits["train"] if record.get("state")})
         merged = train_bpe(texts.items(), vocab_size, task.token_pattern)
         vocabulary = [token.hex() for token in merged]
-    bpe, _, vocab_size = run_vocabulary(vocabulary, task.token_pattern)
-    splits = keep_short(splits, bpe, longest)
+    vocabulary_run = run_vocabulary(vocabulary, task.token_pattern)
+    splits = keep_short(splits, vocabulary_run.bpe, longest)
 
     temporary = folder.with_name(folder.name + f".tmp{os.getpid()}")
     temporary.mkdir(parents=True)
@@ -193,7 +203,7 @@ def write_text_world(
             f"{folder / split}.jsonl: {len(records):,} transitions, {changed:.1%} changed"
             f"{shared_states}"
         )
-    print(f"{folder / 'bpe.json'}: {vocab_size} tokens")
+    print(f"{folder / 'bpe.json'}: {vocabulary_run.width} tokens")
 
 
 def keep_short(splits, bpe, longest):
@@ -287,8 +297,8 @@ class TextWorld(World):
             self.shared = json.loads((self.folder / "shared.json").read_text())
             path = self.folder / "bpe.json"
             self.vocabulary = json.loads(path.read_text())
-            found = run_vocabulary(self.vocabulary, task.token_pattern, path)
-            self.bpe, self.eos_id, self.vocab_size = found
+            run = run_vocabulary(self.vocabulary, task.token_pattern, path)
+            self.bpe, self.eos_id, self.vocab_size, self.before, self.after = run
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f"{self.folder}: meta.json, shared.json or bpe.json is damaged ({error}); "
@@ -304,11 +314,15 @@ class TextWorld(World):
         self.records = {
             split: read_records(self.folder / f"{split}.jsonl", self.remedy) for split in SPLITS
         }
-        encode = functools.cache(self.bpe.encode_ordinary)  # states and answers repeat a lot
+        encode = functools.cache(self.encode)  # states and answers repeat a lot
         self.tokens = {}  # {split: [(state ids, prompt ids, response ids)]}
         for split in SPLITS:
             self.tokens[split] = [
-                (encode(r.get("state", "")), encode(r["prompt"]), encode(r["response"]))
+                (
+                    encode(r["state"], "first") if r.get("state") else [],
+                    encode(r["prompt"], "last" if r.get("state") else "whole"),
+                    encode(r["response"]),
+                )
                 for r in self.records[split]
             ]
         rows = [row for split in SPLITS for row in self.tokens[split]]
@@ -323,6 +337,15 @@ class TextWorld(World):
         # the same by state: the training records that can go behind one copy of it
         self.branches = self.by_change("train", "state")
         self.has_states = any(record.get("state") for record in self.records["train"])
+
+    def encode(self, text, part="answer"):
+        """
+        The ids of a text that is the "first" part of a question, the "last", the "whole" of it, or
+        the "answer"; a chat form's frame goes around a question.
+        """
+        before = self.before if part in ("first", "whole") else []
+        after = self.after if part in ("last", "whole") else []
+        return before + self.bpe.encode_ordinary(text) + after
 
     def expect(self):
         """
@@ -407,9 +430,8 @@ class TextWorld(World):
         a Batch for imagine(): the prompt is the state alone, answers begin with an action, given
         token by token. Where there are fewer than G actions, the last is repeated.
         """
-        encode = self.bpe.encode_ordinary
         G = max(map(len, actions))
-        given = [[encode(action) for action in own] for own in actions]
+        given = [[self.encode(action, "last") for action in own] for own in actions]
         given = [own + own[-1:] * (G - len(own)) for own in given]
         R = max(len(ids) for own in given for ids in own) + self.response_len
         # behind the longest answer that an action may get stands any token but the end: what would
@@ -419,7 +441,7 @@ class TextWorld(World):
             for g, ids in enumerate(own):
                 forced[b, g, : len(ids)] = torch.tensor(ids)
                 forced[b, g, len(ids) : len(ids) + self.response_len] = -1
-        prompt, prompt_len = self.pad([encode(state) for state in states])
+        prompt, prompt_len = self.pad([self.encode(state, "first") for state in states])
         none = prompt[:, :0]
         forced = forced.to(self.device)
         return Batch(prompt, prompt_len, none, none.bool(), R, self.eos_id, forced=forced)
@@ -476,8 +498,10 @@ class TextWorld(World):
         for record in records:
             texts += [record["prompt"], record["response"]]
         new_id = rng.permutation(self.task.count_ids(texts[0]))
-        state, *rest = map(self.bpe.encode_ordinary, self.task.permute(texts, new_id))
-        return [(state, rest[2 * i], rest[2 * i + 1]) for i in range(len(records))], new_id
+        state, *rest = self.task.permute(texts, new_id)
+        state = self.encode(state, "first")
+        pairs = zip(rest[::2], rest[1::2])
+        return [(state, self.encode(p, "last"), self.encode(r)) for p, r in pairs], new_id
 
     def branch_batch(self, groups, prompt_loss):
         """One list of token rows (state, prompt, response) per state -> a micro-batch for MLE."""

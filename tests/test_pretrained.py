@@ -6,6 +6,7 @@ tokenizers that give the ids of its package tokenizers.
 import gzip
 import json
 import random
+import re
 import shutil
 import sys
 from copy import deepcopy
@@ -20,6 +21,7 @@ import train_mle
 import train_rlvr
 from common import BadInput
 from data import load_world
+from data.bpe import CHATS
 from data.own import prepare
 from data.tokenizer_json import SPLITS, end_id, read_tokenizer
 from generate import generate
@@ -653,3 +655,30 @@ def test_a_folder_whose_vocabulary_is_another(folder, world, tmp_path):
         prepare.main([f"--path={world.parent / 'mine.jsonl'}", f"--out={tmp_path / 'new'}",
                       "--tokenizer=HuggingFaceTB/SmolLM2-135M"])  # fmt: skip
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("chat", CHATS, ids=["chatml", "llama 3", "r1"])
+def test_a_question_in_the_chat_form(chat, tmp_path):
+    """As the package tokenizers reads the whole text; what the user says never becomes special."""
+    theirs = train("qwen", tmp_path)
+    theirs.add_tokens(re.findall(r"<[|｜].*?[|｜]>", "".join(chat)))
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"vocab_size": 620, "eos_token_id": 0}')
+    rows = [
+        {"prompt": f"say {n}\n", "response": f"{n}", **({"state": "room\n"} if n < 20 else {})}
+        for n in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = f"--path={tmp_path / 'rows.jsonl'}", f"--out={tmp_path / 'chat'}"
+    prepare.main([*own, f"--tokenizer={tmp_path}", "--template=chat"])
+    world = load_world(str(tmp_path / "chat"))
+    for split, records in world.records.items():
+        for record, (state, prompt, response) in zip(records, world.tokens[split]):
+            whole = chat[0] + record.get("state", "") + record["prompt"] + chat[1]
+            assert state + prompt == theirs.encode(whole, add_special_tokens=False).ids
+            assert response == world.bpe.encode_ordinary(record["response"])
+    assert not set(world.encode(chat[0])) & set(world.bpe.special.values())
+    own = [f"--path={tmp_path / 'rows.jsonl'}", f"--out={tmp_path / 'none'}"]
+    train("gpt2", tmp_path)
+    with pytest.raises(BadInput, match="chat form"):
+        prepare.main([*own, f"--tokenizer={tmp_path}", "--template=chat"])

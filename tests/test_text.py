@@ -24,6 +24,7 @@ from data import load_world
 from data.bpe import encoding, train_bpe
 from data.text import TextWorld, marked, write_text_world
 from data.textgame import games, lines, prepare
+from data.textgame.task import TASK as lines_task
 from data.world import load_task
 from model import Model, ModelConfig
 
@@ -273,6 +274,41 @@ def test_compact_language_by_hand():
     assert by_value == by_step
     down = lines.read_difference("#1 t-=3", state, {})
     assert down["modified"][0]["properties"]["t"] == 17 and room["properties"]["t"] == 20
+
+
+def test_the_papers_json_form(transitions, tmp_path):
+    """The same scores as the lines', raw by the official scorer; thinking before it is free."""
+    prepare.main([f"--out={tmp_path / 'a'}", "--instances=9", "--held_out=8", "--form=json"])
+    world = load_world(str(tmp_path / "a"))
+    names = list(world.task.metrics)
+    assert names == list(lines_task.metrics) and "permute_ids" in world.foreign_options
+    same = world.task.nothing_changes
+    for i, record in enumerate(world.records["val"][:60]):
+        truth = world.truth("val", i)
+        text = json.loads(record["state"])
+        assert [*text["game_state"], text["score"]] == truth.state
+        thinking = "I look. The final answer is: " + record["response"]
+        no_score = json.dumps(
+            {k: v for k, v in json.loads(record["response"]).items() if k != "score"}
+        )
+        bad = (
+            "no",
+            "{}",
+            '{"modified": 3, "removed": [[]]}',
+        )
+        answers = [record["response"], thinking, same, no_score, *bad]
+        scores = world.score_texts("val", i, answers, names)
+        assert scores[0] == scores[1] and scores[0]["strict_binary"] == 1
+        assert (scores[2]["strict_binary"] == 1) == (not record["changed"])
+        for answer, score in zip(answers, scores):
+            for kind in ("binary", "task_specific"):
+                name = "official_task" if kind != "binary" else "official_binary"
+                raw = rewards.official_text_game(answer, truth.state, truth.next_state, kind)
+                assert score[name] == raw
+        assert all(score["strict_task"] == 0 for score in scores[4:])
+        assert scores[3]["official_binary"] == 0  # the official scorer wants a score
+    with pytest.raises(ValueError):
+        world.task.as_truth("{}", world.truth("val", 0))
 
 
 def test_permuting_uuids_is_a_symmetry(transitions):

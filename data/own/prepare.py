@@ -35,6 +35,7 @@ class Config:
     test: float = option(0.1, 1e-6, 0.9)  # and to the test set
     vocab_size: int = option(1024, 258, 2**17)  # tokens, the 256 bytes and the end token included
     tokenizer: str = ""  # folder of a pretrained model: its vocabulary in place of one of our own
+    template: str = option("none", "none", "chat")  # chat: prompts in its chat form
     longest: int = option(0, 0, 10**6)  # leave out records with longer answers, in tokens (0: none)
     seed: int = option(0, 0, 2**31)  # of the split
 
@@ -70,8 +71,9 @@ def main(argv):
     for n, i in enumerate(order):
         place[keys[i]] = "test" if n < n_test else ("val" if n < n_test + n_val else "train")
     splits = {split: [r for r in records if place[key(r)] == split] for split in SPLITS}
-    more = config.vocab_size, config.reward, None, config.longest, config.tokenizer
-    write_text_world(home(config.out), domain, task, splits, *more)
+    how = dict(vocab_size=config.vocab_size, longest=config.longest, reward=config.reward)
+    how.update(tokenizer=config.tokenizer, template=config.template)
+    write_text_world(home(config.out), domain, task, splits, **how)
 
 
 if __name__ == "__main__":

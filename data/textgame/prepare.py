@@ -26,6 +26,7 @@ from common import BadInput, option, parse_config, run_main
 from data.text import json_lines, write_text_world
 from data.textgame import games, lines
 from data.textgame.task import TASK
+from data.textgame_json.task import TASK as JSON_TASK
 from data.world import home
 
 
@@ -34,6 +35,7 @@ class Config:
     source: str = option("procedural", "procedural", "bytesized32")
     path: str = ""  # bytesized32: the folder with train.jsonl[.gz] and test.jsonl[.gz]
     out: str = ""  # a name under data/ or a path; empty: textgame or bytesized32[-<split>]
+    form: str = option("lines", "lines", "json")  # json: the paper's, several times as long
     # bytesized32: official (over actions), state (whole states held out), game (whole games)
     split: str = option("official", "official", "state", "game")
     instances: int = option(500, 1, 10**6)  # procedural: for training, 47 transitions each
@@ -43,6 +45,7 @@ class Config:
     val_records: int = option(1000, 1, 10**6)
     vocab_size: int = option(1024, 258, 2**17)  # tokens, the 256 bytes and the end token included
     tokenizer: str = ""  # folder of a pretrained model: its vocabulary in place of one of our own
+    template: str = option("none", "none", "chat")  # chat: prompts in its chat form
     longest: int = option(0, 0, 10**6)  # leave out records with longer answers, in tokens (0: none)
     seed: int = option(0, 0, 2**29)  # of the procedural games and of every cut
 
@@ -164,8 +167,9 @@ def type_defaults(transitions, agree=0.8):
 class Writer:
     """Turns transitions into records, and collects the states that they share."""
 
-    def __init__(self, defaults):
+    def __init__(self, defaults, form):
         self.defaults = defaults
+        self.form = form
         self.numbers = {}  # {(game, next id, state as JSON): its number}
         self.states = []
         self.texts = []
@@ -179,12 +183,20 @@ class Writer:
         defaults = self.defaults.get(t["game"], {})
         try:
             key = t["game"], t["next_id"], json.dumps(t["state"])
+            write = functools.partial(lines.write_difference, state=t["state"], defaults=defaults)
+            action = lines.write_action(t["action"])
+            if self.form == "json":
+                write = json.dumps
+                action = json.dumps({"action": t["action"]}) + "\n"
             if key not in self.numbers:
                 text = lines.write_state(t["game"], t["state"], t["next_id"], defaults)
+                if self.form == "json":
+                    *objects, score = t["state"]
+                    whole = {"game": t["game"], "uuid_base": t["next_id"], "score": score}
+                    text = json.dumps({**whole, "game_state": objects}) + "\n"
                 self.numbers[key] = len(self.states)
                 self.states.append(t["state"])
                 self.texts.append(text)
-            write = functools.partial(lines.write_difference, state=t["state"], defaults=defaults)
             response = write(t["difference"])
             outcomes = [[p, write(difference)] for p, difference in t["outcomes"] or ()]
         except (ValueError, TypeError, KeyError) as error:
@@ -195,7 +207,7 @@ class Writer:
         number = self.numbers[key]
         record = {
             "state": self.texts[number],
-            "prompt": lines.write_action(t["action"]),
+            "prompt": action,
             "response": response,
             "truth": {"state": number, "difference": t["difference"]},
             "kind": t["game"],
@@ -271,7 +283,7 @@ def split_by(train, test, key, share, rng):
 def bytesized32(config, rng):
     """Splits of the real data, and what their records share."""
     raw = {name: read_transitions(config.path, name) for name in ("train", "test")}
-    writer = Writer(type_defaults(raw["train"]))
+    writer = Writer(type_defaults(raw["train"]), config.form)
     train = [writer.record(t) for t in raw["train"]]
     test = [writer.record(t) for t in raw["test"]]
     if config.split == "official":
@@ -303,7 +315,7 @@ def procedural(config):
                 continue  # an instance of another seed came out the same: keep it out
             t = json.loads(json.dumps(t))  # as it would be read from a file
             raw[split].append(compact(t, f"procedural {split} transition {len(raw[split])}"))
-    writer = Writer(type_defaults(raw["train"]))
+    writer = Writer(type_defaults(raw["train"]), config.form)
     return {split: [writer.record(t) for t in raw[split]] for split in raw}, writer
 
 
@@ -323,8 +335,10 @@ def main(argv):
     shared = {"states": writer.states, "defaults": writer.defaults}
     folder = home(config.out or name)
     sizes = dict(vocab_size=config.vocab_size, longest=config.longest)
-    sizes.update(tokenizer=config.tokenizer)
-    write_text_world(folder, "textgame", TASK, splits, shared=shared, **sizes)
+    sizes.update(tokenizer=config.tokenizer, template=config.template)
+    task = TASK if config.form == "lines" else JSON_TASK
+    domain = "textgame" if config.form == "lines" else "textgame_json"
+    write_text_world(folder, domain, task, splits, shared=shared, **sizes)
 
 
 if __name__ == "__main__":

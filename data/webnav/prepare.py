@@ -35,6 +35,7 @@ class Config:
     seed: int = option(0, 0, 2**31)  # procedural: which shop, and which visits
     vocab_size: int = option(1024, 258, 2**17)  # tokens, the 256 bytes and the end token included
     tokenizer: str = ""  # folder of a pretrained model: its vocabulary in place of one of our own
+    template: str = option("none", "none", "chat")  # chat: prompts in its chat form
     longest: int = option(0, 0, 10**6)  # leave out records with longer answers, in tokens (0: none)
 
 
@@ -241,7 +242,7 @@ def main(argv):
     # which shop it is: who acts there needs it
     shared = {"shop": config.seed} if config.source == "procedural" else {}
     sizes = dict(vocab_size=config.vocab_size, longest=config.longest)
-    sizes.update(tokenizer=config.tokenizer)
+    sizes.update(tokenizer=config.tokenizer, template=config.template)
     write_text_world(folder, "webnav", TASK, splits, shared=shared, **sizes)
 
 
