@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from data import load_world
 from data.bpe import CHATS
 from data.own import prepare
 from data.tokenizer_json import SPLITS, end_id, read_tokenizer
+from data.world import load_task
 from generate import generate
 from model import Model, ModelConfig
 from pretrained import read_config, read_pretrained, their_name, write_pretrained
@@ -682,3 +684,14 @@ def test_a_question_in_the_chat_form(chat, tmp_path):
     train("gpt2", tmp_path)
     with pytest.raises(BadInput, match="chat form"):
         prepare.main([*own, f"--tokenizer={tmp_path}", "--template=chat"])
+
+
+def test_an_answer_that_thinks_first(tmp_path):
+    """The task.py in docs/pretrained.md: only the final answer counts."""
+    page = (Path(__file__).parents[1] / "docs/pretrained.md").read_text(encoding="utf-8")
+    folder = tmp_path / "think"
+    folder.mkdir()
+    (folder / "task.py").write_text(page.split("```python\n")[1].split("```")[0])
+    right = load_task("think", folder / "task.py").metrics["right"].function
+    assert right("So it is 4. The final answer is: 5", "Let me see. The final answer is: 5") == 1
+    assert right("The final answer is: 4", "The final answer is: 5") == 0
