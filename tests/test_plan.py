@@ -362,3 +362,27 @@ def test_the_shop_is_the_one_that_was_prepared(tmp_path):
     world = load_world(str(folder))
     (visit,) = plan.visits(world, plan.Config(starts=1, seed=3))
     assert visit.shop == shop.make_shop(6) and visit.shop != shop.make_shop(0)
+
+
+def test_a_reward_of_the_agents_own(folders):
+    """The true answer is right; an answer is as right as the products it leads nearer to."""
+    world = load_world(str(folders / "webnav"), task="use/webnav/task.py")
+    this = shop.make_shop(world.shared["shop"])
+    seen = Counter()
+    for i, record in enumerate(world.records["train"][:150]):
+        before = shop.read_page(record["state"])
+        after = shop.apply_difference(before, record["response"])
+        steps = {
+            p.name: (shop.progress(before, p.name), shop.progress(after, p.name))
+            for p in this.products
+        }
+        leads = any(new > old for old, new in steps.values())
+        page = f"New items:\n[999] RootWebArea '{this.products[0].name}'\n"
+        there = record["response"].replace("New items:\n", page)
+        answers = [record["response"], world.task.nothing_changes, there]
+        right, nothing, wrong = world.score_texts("train", i, answers, ["nearer", "strict_f1"])
+        assert right == {"nearer": 1, "strict_f1": 1} and nothing["nearer"] == (not leads)
+        if all(old[1] < 3 for old, _ in steps.values()) and not leads:
+            assert wrong["nearer"] == 0
+        seen[leads] += 1
+    assert min(seen[True], seen[False]) > 10
