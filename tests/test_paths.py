@@ -1,5 +1,6 @@
 """Every option that names a file or folder, of every script, with one that is missing or wrong."""
 
+import ast
 import hashlib
 import json
 from pathlib import Path
@@ -33,6 +34,7 @@ SCRIPTS = {
 }
 # options whose value is the name of something on disk
 ON_DISK = ("world", "task", "init_from", "mle", "more", "rlvr", "path", "out", "lpips_weights")
+ON_DISK += ("tokenizer",)
 CASES = [
     (script, option)
     for script, (module, _) in SCRIPTS.items()
@@ -72,3 +74,17 @@ def test_a_path_that_is_wrong_gets_one_sentence(place, monkeypatch, script, opti
             module.main([*options, f"--{option}={path}"])
         assert "\n" not in str(error.value), path
     assert contents(place) == before
+
+
+def test_what_is_optional_may_be_deleted():
+    """No other file imports use/, bench.py or pretrained.py when it is imported itself."""
+    root = Path(__file__).parents[1]
+    optional = "use", "bench", "pretrained"
+    for path in [*root.glob("*.py"), *root.glob("data/**/*.py")]:
+        if path.stem in optional:
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in getattr(node, "names", [])]
+            imported = [getattr(node, "module", None) or "", *names]
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert not {name.split(".")[0] for name in imported} & {*optional}, path
