@@ -15,7 +15,6 @@ in its length (sorting aside). A broken truth, on the other hand, is our own mis
 """
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -490,22 +489,26 @@ def psnr(a, b, mask=None):
     return -10 * mse(a, b, mask).clamp(min=1e-10).log10()
 
 
+def window(size, device):
+    """[size, size - 10]: a product with it is the Gaussian window of SSIM, where that fits."""
+    place = torch.arange(size, device=device)[:, None] - torch.arange(size - 10, device=device)
+    weight = torch.exp(-((place - 5) ** 2) / (2 * 1.5**2))
+    weight = weight.masked_fill((place < 0) | (place > 10), 0.0)
+    return weight / weight.sum(0)
+
+
 def blur(x):
     """
-    [..., H, W] -> [..., H - 10, W - 10]: the Gaussian window of SSIM, one axis after the other,
-    only where it fits.
+    [..., H, W] -> [..., H - 10, W - 10]: SSIM's window, one axis after the other.
 
-    Eleven shifted sums and no conv2d: cuDNN would round to TF32 and autocast to bf16, and a
-    variance as a difference of two large means does not survive that (SSIM is then wrong by 0.01).
-    On a CPU it is also several times faster.
+    A variance as a difference of two large means does not survive TF32 or bf16 (SSIM is then wrong
+    by 0.01), so that autocast is off, and CUDA, where fp32 products may be TF32, computes in fp64.
     """
-    weights = [math.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)]
-    for axis in (-1, -2):
-        shifted = [x.narrow(axis, i, x.size(axis) - 10) for i in range(11)]
-        x = shifted[0] * (weights[0] / sum(weights))
-        for part, weight in zip(shifted[1:], weights[1:]):
-            x.add_(part, alpha=weight / sum(weights))
-    return x
+    H, W = x.shape[-2:]
+    exact = x.double() if x.is_cuda else x
+    with torch.autocast(x.device.type, enabled=False):
+        down = window(H, x.device).T.to(exact)
+        return (down @ (exact @ window(W, x.device).to(exact))).to(x.dtype)
 
 
 def ssim(a, b):
@@ -515,21 +518,27 @@ def ssim(a, b):
 
     Frames must have at least 11 pixels on each side; ValueError otherwise.
     """
-    a = a.float()
-    b = b.float()
     H, W = a.shape[2:]
     if min(H, W) < 11:
         raise ValueError(
             f"SSIM looks through a window of 11x11 pixels, and the frames have {H}x{W}"
         )
-    mean_a, mean_b, square_a, square_b, product = blur(torch.stack([a, b, a * a, b * b, a * b]))
-    variance_a = square_a - mean_a**2
-    variance_b = square_b - mean_b**2
-    covariance = product - mean_a * mean_b
+    # on a CPU a few frames at a time, which its cache holds
+    size = 16 if a.device.type == "cpu" else max(1, len(a))
+    return torch.cat([ssim_of_some(*pair) for pair in zip(a.split(size), b.split(size))])
+
+
+def ssim_of_some(a, b):
+    """ssim of as many frames as are computed at a time."""
+    a = a.float()
+    b = b.float()
+    mean_a, mean_b, product, squares = blur(torch.stack([a, b, a * b, a * a + b * b]))
+    means = mean_a * mean_b
+    square_means = mean_a**2 + mean_b**2
     c1 = 0.01**2
     c2 = 0.03**2
-    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    below = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    above = (2 * means + c1) * (2 * (product - means) + c2)
+    below = (square_means + c1) * (squares - square_means + c2)
     return (above / below).mean((1, 2, 3))
 
 
