@@ -29,6 +29,7 @@ from data.world import SPLITS, Batch, Metric, World
 from tokenizer_vq import fingerprint, load_tokenizer, to_frames
 
 ACTION_BINS = 256
+OLDEST = 15  # frames: no context frame of a segment is older
 # Decoding and scoring go in pieces of so many frames of 64x64 pixels; on a GPU of so many, or it
 # has little to do at a time.
 FRAMES_AT_ONCE = {"cpu": 256, "cuda": 4096}
@@ -153,7 +154,7 @@ class VideoWorld(World):
         found = []
         for e, episode in enumerate(self.episodes[split]):
             for start in range(len(episode.image) - length + 1):
-                found.append((e, start, int(rng.integers(max(0, start - 15), start + 1))))
+                found.append((e, start, int(rng.integers(max(0, start - OLDEST), start + 1))))
         return found
 
     # --------------------------------------------------------------------------------------------

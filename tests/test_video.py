@@ -28,7 +28,9 @@ from data.robot import prepare
 from data.video import VideoWorld
 from generate import generate
 from model import Model, ModelConfig
+from tests.test_model import lively
 from tokenizer_vq import EMA, FSQ, Tokenizer, TokenizerConfig, fingerprint, to_frames
+from use import drive, rollout
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -614,6 +616,54 @@ def test_shuffled_actions_make_prediction_worse(tmp_path, monkeypatch):
     shuffled.view(len(shuffled), 2, -1)[:, 1, world.N :] = actions.roll(3, 0)
     with torch.no_grad():
         assert loss(shuffled) > 2 * loss(batch.prompt)
+
+
+def test_long_rollouts_go_on_as_one_drives(world, monkeypatch):
+    """Against use/drive.py, a frame at a time: through all actions, past several contexts."""
+    model = lively(small_model(world).eval(), 1)
+    config = rollout.Config(actions=9 if world.multi else 8, seed=3)
+    episodes = world.episodes["test"]
+    world.horizon = min(world.horizon, 3)  # several starts, within 10 frames
+    world.response_len = world.horizon * (world.m + world.A) if world.multi else world.N
+    world.allowed_ids = world.legal_ids()
+    monkeypatch.setattr(rollout, "OLDEST", 5)  # one context that is made anew
+    monkeypatch.setattr(drive, "OLDEST", 5)
+    start = rollout.Start(world, episodes, config)
+    go = rollout.by_horizon if world.multi else rollout.one_by_one
+    frames = go(model, world, start, config, None)
+    assert frames.shape == start.true.shape
+    first = 0 if world.multi else world.K - 1
+    for episode, rolled, true in zip(episodes, frames, start.true):
+        lane = (drive.ManyFrames if world.multi else drive.OneFrame)(world, model, config)
+        lane.set(list(episode.image[: first + 1]), list(episode.action[:first]))
+        for t in range(config.actions):
+            assert torch.allclose(lane.step(episode.action[first + t]), rolled[t], atol=1e-5)
+        assert torch.equal(true, to_frames(episode.image[first + 1 : first + 1 + config.actions]))
+    for one, truth in zip(rollout.floor(world, start), start.true):
+        assert one.shape == truth.shape
+
+
+def test_rollouts_make_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_world(tmp_path, "tiny", 4, 8)
+    train_mle.main(["--world=tiny", *MLE])
+    train_mle.main(["--world=tiny", *MLE, "--init_from=tiny-mle", "--name=tiny-mle-more-1"])
+    train_rlvr.main(["--world=tiny", *RLVR])
+    rollout.main(["--world=tiny", "--actions=6", "--threads=1"])
+    printed = capsys.readouterr().out
+    results = json.loads(Path("out/tiny-rollout/results.json").read_text())
+    assert {len(values) for row in results["rows"].values() for values in row.values()} == {6}
+    copied = results["rows"]["copy (the first frame again)"]["mse"]
+    world = load_world("tiny")
+    images = [to_frames(e.image) for e in world.episodes["test"]]
+    by_hand = [
+        100 * torch.stack([rewards.mse(i[:1], i[t][None]) for i in images]).mean()
+        for t in range(1, 7)
+    ]
+    assert copied == pytest.approx([float(x) for x in by_hand], rel=1e-5)
+    assert "RLVR − MLE continued" in printed and set(results["gains"]) == {"RLVR"}
+    with pytest.raises(BadInput, match="fewer --actions"):
+        rollout.main(["--world=tiny", "--actions=40", "--threads=1"])
 
 
 # --------------------------------------------------------------------------------------------------
