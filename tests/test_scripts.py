@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 import bench
 import common
 import evaluate
+import pretrained
 import sample
 import tokenizer_vq
 import train_mle
@@ -39,12 +40,15 @@ from data.own import prepare as own_prepare
 from data.robot import prepare as robot_prepare
 from data.text import TextWorld
 from data.textgame import prepare as textgame_prepare
+from data.tokenizer_json import LETTERS
 from data.webnav import prepare as webnav_prepare
+from model import Model, ModelConfig
+from pretrained import write_pretrained
 from tests import fork_server, soak
 from tests.conftest import SHARED
 from tests.soak import small
 from tests.test_grpo import NoLegal, an_experience, small_model
-from use import plan
+from use import plan, rollout
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -59,6 +63,8 @@ SCRIPTS = {
     "data/textgame/prepare.py": textgame_prepare,
     "data/webnav/prepare.py": webnav_prepare,
     "use/plan.py": plan,
+    "use/rollout.py": rollout,
+    "pretrained.py": pretrained,
 }
 MLE = "out/smoke/textgame-mle/best.pt"
 
@@ -810,7 +816,7 @@ def test_the_commands_of_the_pages_exist(page, argument, tmp_path):
     """The page is run by bash, with a `python` that writes down what it is asked to do."""
     (tmp_path / "python").write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" END >> {tmp_path}/asked\n')
     (tmp_path / "python").chmod(0o755)
-    folders = dict.fromkeys(("BYTESIZED32", "WEBARENA", "LPIPS"), "DIR")
+    folders = dict.fromkeys(("BYTESIZED32", "PRETRAINED", "WEBARENA", "LPIPS"), "DIR")
     subprocess.run(
         ["bash", ROOT / "runs" / f"{page}.sh", *filter(None, [argument])],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", **folders},
@@ -844,7 +850,7 @@ def test_the_commands_of_the_pages_exist(page, argument, tmp_path):
 
 def copy_repository(folder):
     """What is needed to run a page, so that nothing is written into the checkout."""
-    code = "*.py", "data/*.py", "data/*/*.py", "use/*.py", "runs/*.sh"
+    code = "*.py", "data/*.py", "data/*/*.py", "use/*.py", "use/*/*.py", "runs/*.sh"
     others = "Makefile", "requirements*.txt"
     for path in itertools.chain(*(ROOT.glob(pattern) for pattern in (*code, *others))):
         copy = folder / path.relative_to(ROOT)
@@ -878,7 +884,20 @@ def records_of_the_papers(folder):
     with open(folder / "pages.jsonl", "w") as file:
         for n, page in itertools.product(range(6), pages):
             file.write(page.replace("RootWebArea '", f"RootWebArea '{n} ") + "\n")
-    return {"BYTESIZED32": str(folder), "WEBARENA": str(folder / "pages.jsonl")}
+    a_pretrained_model(folder / "model")
+    paths = {"WEBARENA": folder / "pages.jsonl", "PRETRAINED": folder / "model"}
+    return {"BYTESIZED32": str(folder), **{name: str(path) for name, path in paths.items()}}
+
+
+def a_pretrained_model(folder):
+    """A folder with random weights, in which every byte is a token."""
+    write_pretrained(Model(ModelConfig(257, 8192, 1, 2, 2, 32)), folder)
+    vocabulary = {chr(letter): n for n, letter in enumerate(LETTERS)}
+    cut = {"type": "ByteLevel", "add_prefix_space": False}
+    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "pre_tokenizer": cut}
+    tokenizer["added_tokens"] = [{"id": 256, "content": "<|end|>"}]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 256}')
 
 
 # what runs one after the other in one copy of the repository; the longest come first
@@ -887,13 +906,15 @@ LANES = [
     ["bash runs/robot_multi.sh"],
     ["bash runs/paper_text.sh"],
     ["bash runs/textgame.sh", "make seeds SEEDS=1", "bash runs/webnav.sh", "bash runs/plan.sh"],
-    ["bash runs/bytesized32.sh"],
+    ["bash runs/bytesized32.sh", "bash runs/bytesized32_smollm2.sh"],
     ["bash runs/lesson.sh"],
     ["bash runs/algorithms.sh 0 raft likelihood"],
     ["bash runs/paper_multi.sh"],
     ["bash runs/paper_single.sh"],
 ]
-NEEDS_SHARED = "bash runs/bytesized32.sh", "bash runs/paper_text.sh"
+NEEDS_SHARED = tuple(
+    f"bash runs/{page}.sh" for page in ("bytesized32", "bytesized32_smollm2", "paper_text")
+)
 
 
 @pytest.fixture(scope="module")
