@@ -39,9 +39,7 @@ class ModelConfig:
     n_head: int = 4
     n_kv_head: int = 4  # fewer than n_head: grouped-query attention
     n_embd: int = 128
-    # width of the SwiGLU; 0: 8/3 of n_embd, rounded up to a multiple of 32 (as many parameters as
-    # a 4x GELU layer)
-    n_inner: int = 0
+    n_inner: int = 0  # width of the SwiGLU; 0: 8/3 of n_embd, rounded up to a multiple of 32
     qkv_bias: bool = False  # Qwen2 has it, LLaMA has not
     tie_embeddings: bool = True
     look_back: bool = False  # each token also sees the embedding of the one before: Model.body
@@ -358,7 +356,7 @@ class Model(nn.Module):
         return logits if allowed_ids is None else logits.masked_fill(~allowed_ids, float("-inf"))
 
     def forward(
-        self, prompt, prompt_len, response, mask, allowed_ids=None, temperature=1.0, entropy=True
+        self, prompt, prompt_len, response, mask, allowed_ids=None, temperature=1.0, entropy="value"
     ):
         """
         Log-probability of every response token given its prompt and what stands before it, and the
@@ -366,7 +364,7 @@ class Model(nn.Module):
 
         prompt [B, P], prompt_len [B], response [B, G, R], mask [B, G, R] (the positions wanted),
         allowed_ids [R or more, V] bool or None. Returns (logprob, entropy) [B, G, R] fp32, zero
-        outside the mask; entropy=False leaves the second at zero and saves its time.
+        outside the mask. entropy: False leaves it at zero, only "gradient" can be trained on.
 
         Vocabulary-wide rows exist for so many positions at a time that they hold ROWS_AT_ONCE
         numbers; where that is not all, they are recomputed in the backward pass rather than kept.
@@ -381,8 +379,9 @@ class Model(nn.Module):
             chosen = logprobs.gather(-1, target[:, None])[:, 0]
             if not entropy:
                 return chosen, torch.zeros_like(chosen)
-            finite = logprobs.masked_fill(logprobs == float("-inf"), 0)
-            return chosen, -(logprobs.exp() * finite).sum(-1)
+            with torch.set_grad_enabled(entropy == "gradient" and torch.is_grad_enabled()):
+                finite = logprobs.masked_fill(logprobs == float("-inf"), 0)
+                return chosen, -(logprobs.exp() * finite).sum(-1)
 
         parts = []
         size = max(1, ROWS_AT_ONCE // self.config.vocab_size)

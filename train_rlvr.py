@@ -338,6 +338,7 @@ def update(network, optimizer, world, experience, config, precision):
     algorithm = ALGORITHMS[config.algorithm]
     tokens, sequences = all_reduce([experience.mask.sum().item(), experience.rewards.numel()])
     true_tokens = all_reduce([experience.truth_mask.sum().item()])[0] if config.mle_coef else 0
+    kind = "gradient" if config.entropy_coef else "value"  # of entropy
     sums = dict.fromkeys(("loss", "kl", "entropy", "clipped", "ratio", "ratio_error"), 0.0)
     parts = list(experience.pieces(config.micro_batch_size))
     for i, (_, e) in enumerate(parts):
@@ -346,7 +347,7 @@ def update(network, optimizer, world, experience, config, precision):
         with nullcontext() if alone else network.no_sync():
             answers = e.prompt, e.prompt_len, e.tokens, e.mask
             with precision:
-                logprob, entropy = network(*answers, world.allowed_ids, config.temperature)
+                logprob, entropy = network(*answers, world.allowed_ids, config.temperature, kind)
             sampled = e.old_logprob, e.advantages, e.mask
             loss, rho, clipped = algorithm.loss(logprob, *sampled, *algorithm.clip, algorithm.ratio)
             found = {"entropy": entropy, "clipped": clipped, "ratio": rho}
@@ -428,7 +429,6 @@ def main(argv):
     terms = world.terms(config.reward or world.reward, config.supervision == "process")
     selection = world.terms(config.select_by or config.reward or world.reward)
     share_of("prompts_per_step", config.prompts_per_step, world_size * config.num_minibatches)
-
     # the policy, and the model that it starts from as a frozen reference
     run = Run("rlvr", config, f"{world.name}-rlvr", world.fingerprint)
     path = checkpoint_path(config.init_from or f"{world.name}-mle", config.out)

@@ -383,7 +383,7 @@ class Table(torch.nn.Module):
         super().__init__()
         self.logprob = torch.nn.Parameter(logprob.clone())
 
-    def forward(self, prompt, prompt_len, response, mask, allowed_ids, temperature):
+    def forward(self, prompt, prompt_len, response, mask, allowed_ids, temperature, entropy):
         """The prompt's only token is the number of its row."""
         own = self.logprob[prompt[:, 0], :, : response.size(-1)]
         return own.masked_fill(~mask, 0.0), torch.zeros(mask.shape)

@@ -220,6 +220,10 @@ def test_entropy_can_be_left_out():
     logprob, entropy = model(*batch)
     same, nothing = model(*batch, entropy=False)
     assert torch.equal(logprob, same) and (nothing == 0).all() and (entropy > 0).any()
+    trained = model(*batch, entropy="gradient")[1]
+    assert torch.equal(trained, entropy) and not entropy.requires_grad
+    trained.sum().backward()
+    assert model.norm.weight.grad.abs().max() > 0
 
 
 def test_entropy_is_that_of_the_legal_distribution():
