@@ -25,6 +25,7 @@ ROWS = [
     ("MLE continued", "MLE continued, "),
     ("RLVR", "-rlvr, "),
     ("RLVR on strict_task", "-rlvr-task, "),
+    ("best of 16, by an oracle", "MLE, best of "),
     ("ceiling", "ceiling"),
 ]
 # lines of the figure: (heading, colour, dashes)
