@@ -386,3 +386,21 @@ def test_a_reward_of_the_agents_own(folders):
             assert wrong["nearer"] == 0
         seen[leads] += 1
     assert min(seen[True], seen[False]) > 10
+
+
+def test_a_reward_of_the_players_own(folders):
+    """A hit pays, a false alarm costs, and silence pays the odds at which they are even."""
+    world = load_world(str(folders / "textgame"), task="use/textgame/task.py")
+    seen = Counter()
+    for i, record in enumerate(world.records["train"]):
+        truth = world.truth("train", i)
+        won, score = (truth.next_state[-1][key] for key in ("gameWon", "score"))
+        now = truth.state[-1]
+        leads = (won, score) > (now["gameWon"], now["score"])
+        answers = [record["response"], lines.SAME, f"score {now['score'] + 1}"]
+        right, silent, alarm = (
+            s["nearer"] for s in world.score_texts("train", i, answers, ["nearer"])
+        )
+        assert right == (1 if leads else 0.1) and silent == 0.1 and alarm == leads
+        seen[leads] += 1
+    assert seen[True] > 5
