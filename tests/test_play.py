@@ -4,10 +4,9 @@ import base64
 import http.client
 import io
 import json
+import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +32,6 @@ from tests.test_video import make_world, save_tokenizer
 from tokenizer_vq import Tokenizer, TokenizerConfig
 from use import play
 
-ROOT = Path(__file__).resolve().parents[1]
 STILL = [0, 0, 0, -1]
 
 
@@ -96,7 +94,7 @@ def page(folder, monkeypatch):
 @pytest.fixture
 def server(page):
     server = play.Server(page, 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -387,16 +385,21 @@ def test_a_tab_that_closes_in_a_step_and_two_tabs(server, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_command_line(folder):
-    """A taken port, an unknown world: one sentence, exit code 2; the address is printed."""
+def test_command_line(folder, monkeypatch, capsys):
+    """A taken port, an unknown world: a sentence; else the address is printed, and Ctrl-C ends."""
+    monkeypatch.chdir(folder)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        for option, about in (
-            (f"--port={taken.getsockname()[1]}", "leave it out"),
-            ("--world=nowhere", "there is no world"),
-        ):
-            command = [sys.executable, str(ROOT / "use/play.py"), "--threads=1", option]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-            assert done.returncode == 2 and about in done.stderr and "Traceback" not in done.stderr
+        with pytest.raises(BadInput, match="^--port=.*; leave it out, and a free one is found$"):
+            play.main(["--threads=1", f"--port={taken.getsockname()[1]}"])
+    with pytest.raises(BadInput, match="there is no world"):
+        play.main(["--threads=1", "--world=nowhere"])
+
+    def stopped(server):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(play.Server, "serve_forever", stopped)
+    play.main(["--threads=1"])
+    assert re.search(r"^http://127\.0\.0\.1:[1-9]\d+ ", capsys.readouterr().out, re.M)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -426,7 +429,7 @@ def test_in_a_browser(server, folder, tmp_path):
         browser.call("Input.dispatchMouseEvent", type="mousePressed", **where)
         browser.wait("Math.hypot(place.hand[0] - 0.5, place.hand[1] - 0.6) < 0.01")
         browser.call("Input.dispatchMouseEvent", type="mouseReleased", **where)
-        browser.wait("!target && !busy")
+        browser.wait("!held.size && !tapped.size && !busy")
         browser.key("t", "t")
         browser.wait("place.since === 0")
 
@@ -437,7 +440,7 @@ def test_in_a_browser(server, folder, tmp_path):
         marks = browser.run("document.querySelectorAll('.right, .wrong, #answers .missing').length")
         assert marks >= 2
         browser.run("document.querySelector('#answer-RLVR button').click()")
-        browser.wait("document.querySelectorAll('#answer-RLVR .sample').length === 6 && !busy")
+        browser.wait("document.querySelectorAll('#group .sample').length === 5 && !busy")
 
         path = folder / "out/new-rlvr/metrics.jsonl"
         path.parent.mkdir(exist_ok=True)

@@ -9,10 +9,13 @@ The truth is the simulator or, in worlds of your own, an episode for as long as 
 """
 
 import base64
+import copy
 import io
+import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from common import BadInput
@@ -140,6 +143,47 @@ class Table:
         return np.concatenate([move, self.spare]).astype(np.float32)
 
 
+def gripper_errors(frames, table):
+    """
+    How far the gripper in each frame is from where a Table has it: n distances in pixels, None
+    where none is to be seen. frames [n, 3, H, W] in [0, 1].
+
+    The simulator draws the gripper, high and low, open and closed. It is at the shift at which it
+    is the most alike, if that is nearer than the table without a gripper. Nothing is learned here,
+    so no reward was made to please it.
+    """
+
+    def drawn(**changes):
+        other = copy.copy(table)
+        vars(other).update(changes)
+        return to_frames(other.render(), frames.device)
+
+    bare = drawn(gripper=np.array([9.0, 9.0]))  # far outside
+    states = [drawn(height=h, closed=c) for h in (0.0, 0.5, 1.0) for c in (False, True)]
+    grippers = torch.stack(states)  # [S, 3, H, W]
+    there = (grippers != bare).any(1)  # [S, H, W]
+    rows = there.any(0).any(1).nonzero()[:, 0]
+    columns = there.any(0).any(0).nonzero()[:, 0]
+    y, x = int(rows[0]), int(columns[0])
+    box = slice(y, int(rows[-1]) + 1), slice(x, int(columns[-1]) + 1)
+    mask = there[:, None, *box].float().expand(-1, 3, -1, -1)  # [S, 3, h, w]
+    grippers = grippers[:, :, *box] * mask
+    h, w = mask.shape[2:]
+    edges = w // 2, w // 2, h // 2, h // 2  # part of a gripper may be outside
+    frames = F.pad(frames, edges, mode="replicate")
+    bare = F.pad(bare[None], edges, mode="replicate")
+    # at each shift the squared distance to a gripper less that to the table without: [n, S, ...]
+    worse = F.conv2d(2 * frames * bare - bare.square(), mask) - 2 * F.conv2d(frames, grippers)
+    worse = worse + grippers.square().sum((1, 2, 3))[:, None, None]
+    least, place = worse.amin(1).flatten(1).min(1)
+    found = []
+    for value, at in zip(least.tolist(), place.tolist()):
+        down, right = divmod(at, worse.size(3))
+        off = math.hypot(down - h // 2 - y, right - w // 2 - x)
+        found.append(off if value < 0 else None)
+    return found
+
+
 class Record:
     """The truth of any video: a test episode, as long as nobody moves otherwise."""
 
@@ -195,14 +239,15 @@ class Drive:
             self.images.append(self.truth.look()[0])
         self.set()
 
-    def set(self, request=None):
+    def set(self):
         """Sets all to the truth."""
         self.truth.follows = True
         K = 1 if self.world.multi else self.world.K
         for lane in self.lanes.values():
             lane.set(self.images[-K:], self.actions[len(self.actions) - K + 1 :])
         self.since = 0
-        self.frames = {label: to_frames(self.images[-1]) for label in self.lanes}
+        frame = to_frames(self.images[-1], self.world.device)
+        self.frames = {label: frame for label in self.lanes}
         return self.view()
 
     def step(self, request):
@@ -238,6 +283,10 @@ class Drive:
             shown = {"truth": truth, **judged}
             true = last[None], truth[None, None], state
             scores = {label: self.scores(frame, true) for label, frame in judged.items()}
+            if simulated:
+                errors = gripper_errors(torch.stack([*judged.values()]), self.truth.table)
+                for label, error in zip(judged, errors):
+                    scores[label]["gripper error"] = error
         return dict(
             frames={label: png(frame) for label, frame in shown.items()},
             scores=scores,
@@ -265,7 +314,7 @@ class Drive:
         ]
         names = ["psnr", *world.task.metrics]
         wanted = [*names, *(name for _, name in terms)]
-        found = world.frame_scores(frame[None, None, None].to(world.device), true, wanted)
+        found = world.frame_scores(frame[None, None, None], true, wanted)
         found["reward"] = world.weighted_sum(terms, found)
         return {name: found[name].item() for name in ("reward", *names)}
 

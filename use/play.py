@@ -13,6 +13,7 @@ import json
 import math
 import secrets
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,8 @@ from urllib.parse import unquote
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # common first: it says how torch's threads wait, before torch is imported
 from common import OUT, BadInput, one_of, option, parse_config, run_main, start_processes
+
+import torch
 
 from data import load_world
 from data.world import home, read_meta
@@ -46,7 +49,7 @@ class Config:
 
 PLACES = 16  # so many are open at a time; the oldest is forgotten
 LARGEST = 2**16  # bytes of a request
-CURVES = ("val_reward", "reward", "loss", "kl", "entropy", "equal_groups", "length")
+CURVES = ("val_reward", "reward", "val_psnr", "loss", "kl", "entropy", "equal_groups", "length")
 PICTURES = "*.[pg][ni][gf]"
 # what the page may do: run itself, show our pictures, ask us
 POLICY = (
@@ -61,7 +64,8 @@ POLICY = (
 class Play:
     """The worlds, the places that are open in them, and the runs."""
 
-    DEEDS = ("worlds", "start", "step", "set", "group", "runs")
+    LOOK = ("worlds", "runs")  # these compute nothing, and need not wait for what does
+    ACT = ("start", "step", "set", "group")
 
     def __init__(self, config, device):
         self.config = config
@@ -121,26 +125,22 @@ class Play:
             del self.places[old]
         return dict(id=key, notes=notes, models=list(models), **place.view())
 
-    def place(self, request):
+    def place(self, request, kind=(Drive, Read)):
         key = request.get("id")
         if not isinstance(key, str) or key not in self.places:
             raise BadInput("this place is closed, many newer ones are open: R opens another")
+        if not isinstance(self.places[key], kind):
+            raise BadInput("only video is set to the truth, only texts are shown as a group")
         return self.places[key]
 
     def step(self, request):
         return self.place(request).step(request)
 
     def set(self, request):
-        place = self.place(request)
-        if not isinstance(place, Drive):
-            raise BadInput("only video is set to the truth again")
-        return place.set()
+        return self.place(request, Drive).set()
 
     def group(self, request):
-        place = self.place(request)
-        if not isinstance(place, Read):
-            raise BadInput("only texts are shown as a group")
-        return place.group(request)
+        return self.place(request, Read).group(request)
 
     def files(self, pattern):
         """The files out/<run>/<pattern>, but none to which a link leads out of the run's folder."""
@@ -150,7 +150,7 @@ class Play:
     def runs(self, request):
         """
         What runs have logged behind the byte request["seen"][run] (0 where a log has been begun
-        anew), the tables, and the names of pictures.
+        anew), the tables, and {picture: when it was made}.
         """
         seen = request.get("seen")
         seen = seen if isinstance(seen, dict) else {}
@@ -169,7 +169,7 @@ class Play:
             end = begin + len(text)
             logs[path.parent.name] = dict(begin=begin, end=end, age=path.stat().st_mtime, rows=rows)
         tables = {p.parent.name: p.read_text("utf-8", "replace") for p in self.files("results.md")}
-        pictures = [f"{p.parent.name}/{p.name}" for p in self.files(PICTURES)]
+        pictures = {f"{p.parent.name}/{p.name}": p.stat().st_mtime for p in self.files(PICTURES)}
         return dict(logs=logs, tables=tables, pictures=pictures)
 
 
@@ -220,16 +220,21 @@ class Handler(BaseHTTPRequestHandler):
             if self.headers.get("Host") not in here or origin.removeprefix("http://") not in here:
                 raise BadInput("this server answers its own page only")
             kind, body = find()
-        except (BadInput, OSError) as error:
-            if isinstance(error, (ConnectionError, TimeoutError)):
-                raise
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
             code = 400
-            kind, body = "application/json", json.dumps({"error": str(error)}).encode()
+            said = str(error)
+            if not isinstance(error, (BadInput, OSError)):
+                traceback.print_exc()
+                said = f"play.py has a bug ({type(error).__name__}): its terminal says where"
+            kind, body = "application/json", json.dumps({"error": said}).encode()
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.send_header("Content-Security-Policy", POLICY)
         self.end_headers()
         self.wfile.write(body)
@@ -255,11 +260,12 @@ class Handler(BaseHTTPRequestHandler):
         if not isinstance(request, dict):
             raise BadInput("the request is no JSON object")
         play = self.server.play
-        deed = getattr(play, one_of("request", self.path[1:], play.DEEDS))
-        if self.path in ("/start", "/step", "/set", "/group"):  # looking at runs need not wait
-            done = self.server.worker.submit(deed, request).result()
-        else:
+        name = one_of("request", self.path[1:], (*play.LOOK, *play.ACT))
+        deed = getattr(play, name)
+        if name in play.LOOK:
             done = deed(request)
+        else:  # many small operations, of which autograd's notes are a fifth: none are kept
+            done = self.server.worker.submit(torch.inference_mode()(deed), request).result()
         return "application/json", json.dumps(finite(done)).encode()
 
     def log_message(self, *words):

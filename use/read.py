@@ -61,8 +61,9 @@ class Game:
 class Visit:
     """A visit to the web shop under way."""
 
-    def __init__(self, this, number, seed):
-        self.shop = this
+    def __init__(self, world, number, seed):
+        self.world = world
+        self.shop = this = shop.make_shop(world.shared["shop"])
         self.now = shop.first_state(this, random.Random(f"play {seed} {number}"))
         self.tree = shop.number(shop.render(this, self.now), {})
 
@@ -82,11 +83,12 @@ class Visit:
         return f"> {line}\n"
 
     def step(self, line):
+        record = dict(state=self.text(), prompt=self.prompt(line))
         try:
             self.now, self.tree, answer = shop.step(self.shop, self.now, self.tree, line)
         except (ValueError, IndexError):
             return None
-        return answer, answer
+        return answer, self.world.task.truth({**record, "response": answer}, self.world.shared)
 
 
 class Page:
@@ -133,7 +135,7 @@ class Read:
         if domain == "textgame" and self.world.strata["train"].keys() <= kinds:
             return Game(self.world, number, seed)
         if domain == "webnav" and "shop" in self.world.shared:
-            return Visit(shop.make_shop(self.world.shared["shop"]), number, seed)
+            return Visit(self.world, number, seed)
         return Page(self.world, number)
 
     def view(self):
@@ -144,9 +146,12 @@ class Read:
         line = request.get("line")
         if not isinstance(line, str) or not line.strip():
             raise BadInput("an action is a line of text")
-        encode = self.world.bpe.encode_ordinary
+        encode = self.world.encode
         before = self.place.text()
-        ids = encode(before) + encode(self.place.prompt(line))
+        prompt = self.place.prompt(line)
+        ids = encode(prompt, "whole")
+        if before:
+            ids = encode(before, "first") + encode(prompt, "last")
         most = self.world.max_prompt + SPARE
         if len(ids) > most:
             raise BadInput(
