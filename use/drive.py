@@ -20,12 +20,10 @@ from PIL import Image
 
 from common import BadInput
 from data.robot import sim
-from data.video import REPEATS
+from data.video import OLDEST, REPEATS
 from data.world import Batch
 from generate import Sampling, choose, generate
 from tokenizer_vq import to_frames
-
-OLDEST = 15  # frames: training saw no context frame that is older
 
 
 def asked(world, prompt, **more):
