@@ -200,10 +200,10 @@ def open_checkpoint(path, world, device, stages=("mle", "rlvr")):
     The checkpoint at a path of checkpoint_path; of a pretrained model it is one with no work behind
     it. Raises BadInput for none, and for one of another world or stage.
     """
-    if path.name == "config.json":
+    if Path(path).name == "config.json":
         from pretrained import as_checkpoint
 
-        return as_checkpoint(path.parent, world, device)
+        return as_checkpoint(Path(path).parent, world, device)
     make = f"python train_mle.py --world={world.in_commands()}"
     checkpoint = load_checkpoint(path, device, make, stages)
     refuse_other_world(checkpoint, world.fingerprint, path)
