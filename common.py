@@ -174,6 +174,8 @@ def start_processes(config):
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
     keep_memory()
+    if SMOKE:
+        config.threads = 1  # the tensors are so small that threads would only wait for each other
     torch.set_num_threads(config.threads)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

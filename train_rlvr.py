@@ -224,7 +224,7 @@ class Config:
 
 
 SMOKE = dict(prompts_per_step=4, group_size=4, num_minibatches=2, micro_batch_size=2)
-SMOKE.update(steps=3, eval_every=2, eval_records=8, rollout_batch_size=0)
+SMOKE.update(steps=3, eval_every=2, eval_records=8, rollout_batch_size=4)
 
 
 @dataclass

@@ -14,6 +14,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
 
+# What takes longest, first: of two processes that take file after file, neither shall wait long for
+# the other's last.
+LONGEST = "test_scripts", "test_faults", "test_play", "test_games"
+
+
+def pytest_configure(config):
+    """Keeps xdist from starting with the files of most tests, which are others."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(autouse=True)
 def the_same_start():

@@ -6,8 +6,9 @@ time on importing torch, three seconds a command.
     environment["PATH"] = f"{fork_server.folder()}:{environment['PATH']}"
 
 Nothing of the repository is imported beforehand: a script finds itself in a fresh process, with the
-folder, environment, files and arguments of whoever called `python`. The server ends with the
-process that started it, and takes along what still runs then.
+folder, environment, files and arguments of whoever called `python`, and starts others as quickly
+with sys.executable. `python -m module` works as well. The server ends with the process that started
+it, and takes along what still runs then.
 """
 
 import functools
@@ -81,11 +82,11 @@ def serve(place):
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
-            run_script(connection)
+            run_script(connection, place)
         connection.close()
 
 
-def run_script(connection):
+def run_script(connection, place):
     """Runs what a client asks for in this process, and tells it the exit code."""
     import runpy
     import traceback
@@ -98,11 +99,18 @@ def run_script(connection):
     os.chdir(where)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = arguments
-    sys.path[0] = str(Path(arguments[0]).resolve().parent)
+    sys.executable = f"{place}/python"
+    if arguments[0] == "-u":  # as torchrun starts its processes
+        del arguments[0]
+    module = arguments[0] == "-m"
+    sys.argv = arguments[module:]
+    sys.path[0] = where if module else str(Path(arguments[0]).resolve().parent)
     code = 0
     try:
-        runpy.run_path(arguments[0], run_name="__main__")
+        if module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:

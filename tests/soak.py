@@ -145,7 +145,7 @@ def prepare(folder):
     os.chdir(folder)
     must_run(textgame_prepare, small(textgame_prepare, out="./textgame"))
     must_run(robot_prepare, small(robot_prepare, out="./robot"))
-    must_run(train_mle, small(train_mle, **GAME, steps=250, lr=0.05, name="start"))
+    must_run(train_mle, small(train_mle, **GAME, steps=60, eval_every=60, lr=0.05, name="start"))
     whole = {}
     for kind, (module, arguments) in RUNS.items():
         began = time.time()

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import common
-from tests import fork_server
 from tests.test_scripts import DOCUMENTS, ROOT, copy_repository, environment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,19 +30,11 @@ for part in re.split(r"^\*\*", SECTION, flags=re.M)[1:]:
 
 
 def bash(folder, commands):
-    """
-    Runs commands as a user would, with SMOKE=1, and returns what they printed. `python` is one that
-    starts soon; the module of `python -m` gets one that starts as always.
-    """
-    python = folder / "bin/python"
-    python.parent.mkdir(exist_ok=True)
-    always = f'[ "$1" = -m ] && exec "{sys.executable}" "$@"'
-    python.write_text(f'#!/bin/sh\n{always}\nexec "{fork_server.folder()}/python" "$@"\n')
-    python.chmod(0o755)
+    """Runs commands as a user would, with SMOKE=1, and returns what they printed."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=folder,
-        env=environment(SMOKE="1", PATH=f"{python.parent}:/usr/bin:/bin"),
+        env=environment(SMOKE="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -571,11 +571,11 @@ def test_the_papers_shapes_start(page, tmp_path, monkeypatch, capsys):
     narrow = ["--batch_size=1", "--eval_frames=1", "--channels=8", "--depth=1"]
     tokenizer_vq.main([*called["tokenizer_vq.py"], *few, *narrow])
     one = ["--n_layer=1", "--batch_size=1"]
-    with monkeypatch.context() as patch:  # RLVR validates in the same way, and it takes long
-        patch.setattr(train_mle, "validate", lambda *_: (0.0, {}))
-        train_mle.main([*called["train_mle.py"], *few, *one])
-    few_answers = ["--prompts_per_step=2", "--num_minibatches=2", "--group_size=2"]
-    few_answers += ["--eval_records=1"]
+    # a step of RLVR samples and scores answers just as validation does, and it takes long
+    for script in (train_mle, train_rlvr):
+        monkeypatch.setattr(script, "validate", lambda *_: (0.0, {}))
+    train_mle.main([*called["train_mle.py"], *few, *one])
+    few_answers = ["--prompts_per_step=1", "--num_minibatches=1", "--group_size=2"]
     train_rlvr.main([*called["train_rlvr.py"], *few, *few_answers])
     world = load_world(f"./{name}")
     batch = world.batch("val", [0])

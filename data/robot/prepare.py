@@ -47,7 +47,7 @@ class Config:
     seed: int = option(0, 0, 2**31)
 
 
-SMOKE = dict(episodes=6, frames=9, horizon=3, val=0.3, test=0.3, height=0, width=0)
+SMOKE = dict(episodes=6, frames=9, horizon=3, val=0.3, test=0.3, height=32, width=32)
 
 
 def resized(image, config):
@@ -125,7 +125,9 @@ def world_folder(config):
 
 
 def main(argv):
-    config = parse_config(Config, argv, SMOKE)
+    # your own frames stay as they are
+    own = {"height": 0, "width": 0} if "--source=episodes" in argv else {}
+    config = parse_config(Config, argv, SMOKE | own)
     folder = world_folder(config)
     domain = Path(config.task).resolve().parent.name if config.task else "robot"
     task = load_task(domain, config.task, VideoTask)

@@ -1032,7 +1032,13 @@ def choose(game, rng, tries, useful, wander):
     verb from all that is grammatical.
     """
     everything = actions(game)
-    working = [action for action in everything if game.copy().act(action).objects != game.objects]
+    working = []
+    # most actions do nothing, and leave the copy as good as new for the next
+    twin = game.copy()
+    for action in everything:
+        if twin.act(action).objects != game.objects:
+            working.append(action)
+            twin = game.copy()
     hint = game.hint()
     # after a detour the hint may be None or forbidden
     sensible = hint in working or hint == ("wait",)

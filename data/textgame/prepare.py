@@ -50,7 +50,7 @@ class Config:
     seed: int = option(0, 0, 2**29)  # of the procedural games and of every cut
 
 
-SMOKE = {"instances": 10, "held_out": 7, "vocab_size": 512, "val_records": 60}
+SMOKE = {"instances": 8, "held_out": 4, "val_records": 60}
 
 # ------------------------------------------------------------------------------------------------
 # ByteSized32: reading both forms

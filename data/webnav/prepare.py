@@ -39,7 +39,7 @@ class Config:
     longest: int = option(0, 0, 10**6)  # leave out records with longer answers, in tokens (0: none)
 
 
-SMOKE = {"sessions": 9, "vocab_size": 512}
+SMOKE = {"sessions": 9}
 
 # ------------------------------------------------------------------------------------------------
 # The shop
