@@ -167,7 +167,7 @@ def type_defaults(transitions, agree=0.8):
 class Writer:
     """Turns transitions into records, and collects the states that they share."""
 
-    def __init__(self, defaults, form):
+    def __init__(self, defaults, form="lines"):
         self.defaults = defaults
         self.form = form
         self.numbers = {}  # {(game, next id, state as JSON): its number}
