@@ -1,9 +1,11 @@
 """Playing: truth and pictures to the bit, the server and what it refuses, the page in a browser."""
 
 import base64
+import copy
 import http.client
 import io
 import json
+import math
 import re
 import shutil
 import socket
@@ -29,8 +31,8 @@ from model import Model, ModelConfig
 from tests.browser import CHROMIUM, Browser
 from tests.test_model import lively
 from tests.test_video import make_world, save_tokenizer
-from tokenizer_vq import Tokenizer, TokenizerConfig
-from use import play
+from tokenizer_vq import Tokenizer, TokenizerConfig, to_frames
+from use import drive, play, read
 
 STILL = [0, 0, 0, -1]
 
@@ -139,7 +141,7 @@ def test_truth_is_the_simulator_stepped_by_hand(server):
     table = sim.Table(np.random.default_rng([0, 3, 1]))
     table.step(STILL)  # the prompt's second frame
     rng = np.random.default_rng(0)
-    for n in range(20):
+    for n in range(10):
         assert np.array_equal(pixels(found["frames"]["truth"]), table.render())
         assert found["hand"] == table.gripper.tolist()
         assert set(found["frames"]) == set(found["scores"]) | {"truth"}
@@ -178,13 +180,31 @@ def test_a_record_is_followed_until_it_is_left(page):
     assert set(left["frames"]) == {"MLE", "RLVR"} and not left["scores"]
     with pytest.raises(BadInput, match="the record ends here"):
         page.step(dict(id=key, move=None))
-    for _ in range(30):  # past several horizons, and past the oldest context
+    for _ in range(21):  # past several horizons, and past the oldest context
         page.step(dict(id=key, move=[0, 1, 0, -1]))
     again = page.set(dict(id=key))
     assert set(again["frames"]) == {"truth", "tokenizer", "MLE", "RLVR"}
     with pytest.raises(BadInput, match="the record ends here"):
         for _ in range(30):
             page.step(dict(id=key, move=None))
+
+
+def test_gripper_errors():
+    """The distance by which the simulator moved it, in any state of it; None where it is not."""
+    table = sim.Table(np.random.default_rng(5))
+    table.gripper = np.array([0.5, 0.6])
+    frames = []
+    moves = [(0, 0), (5, -12), (-16, 3), (9, 13)]  # pixels
+    for n, move in enumerate(moves):
+        other = copy.copy(table)
+        other.gripper = table.gripper + np.array(move) / sim.SIZE
+        other.height = n % 2
+        other.closed = n > 1
+        frames.append(to_frames(other.render()))
+    other.gripper = np.array([9.0, 9.0])
+    frames.append(to_frames(other.render()))
+    *found, gone = drive.gripper_errors(torch.stack(frames), table)
+    assert gone is None and found == pytest.approx([math.hypot(*m) for m in moves], abs=0.8)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -235,6 +255,29 @@ def test_shop_and_own_text(server):
     step = ask(server, "step", id=found["id"], line=action)
     assert step["last"]["truth"] == action.split()[0]
     assert set(step["last"]["said"]["MLE"]) == {"lines", "reward"}
+
+
+def test_models_are_asked_as_they_were_trained(page):
+    """With a frame around the question, too, where a pretrained model's chat form has one."""
+    for name in ("mine", "webnav"):
+        key = page.start(dict(world=name, number=1))["id"]
+        place = page.places[key]
+        place.place = read.Page(place.world, 1)
+        state, prompt, _ = place.world.tokens["test"][1]
+        place.world.before, place.world.after = [1], [2]
+        page.step(dict(id=key, line=place.place.actions()[0]))
+        place.world.before, place.world.after = [], []
+        assert place.last[0].tolist() == [[1, *state, *prompt, 2]]
+
+
+def test_a_task_of_ones_own_gets_its_own_truth(page):
+    page.config.world = "webnav"
+    page.config.task = str(Path(__file__).resolve().parents[1] / "use/webnav/task.py")
+    found = page.start(dict(world="webnav", number=0))
+    page.step(dict(id=found["id"], line=found["actions"][1]))
+    place = page.places[found["id"]]
+    _, response, truth = place.last
+    assert {mark for mark, _ in place.judge(response, response, truth)["lines"]} == {"right"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -323,6 +366,9 @@ def test_requests_that_are_not_ours(server):
     for headers in (dict(Content_Length="-1"), dict(Content_Length="many")):
         assert send(server, "/runs", b"{}", **headers)[0] == 400
     assert send(server, "/runs", method="DELETE")[0] == 501
+    server.play.worlds = lambda request: 1 / 0  # a bug of ours
+    status, body = send(server, "/worlds", {})
+    assert status == 400 and json.loads(body)["error"].startswith("play.py has a bug")
     assert ask(server, "step", id=key, move=STILL)["since"] == 1
 
 
@@ -432,6 +478,9 @@ def test_in_a_browser(server, folder, tmp_path):
         browser.wait("!held.size && !tapped.size && !busy")
         browser.key("t", "t")
         browser.wait("place.since === 0")
+        browser.key("ArrowUp")  # the second tap comes while the first is obeyed
+        browser.key("ArrowUp")
+        browser.wait("place.since === 2")
 
         browser.run("location.hash = 'textgame'")
         browser.wait("document.querySelectorAll('#actions button').length > 0 && !busy")
